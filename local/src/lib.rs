@@ -1,0 +1,7 @@
+//! The local cloud: AWS and EKS on one machine, honest about what they are not.
+
+pub mod cloudformation;
+pub mod eks;
+pub mod gateway;
+pub mod kubernetes;
+pub mod services;

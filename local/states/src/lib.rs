@@ -1,0 +1,3 @@
+//! Step Functions over a clock.
+
+pub mod clock;

@@ -1,0 +1,136 @@
+//! The names of everything that can go wrong. They are stable API: machines match them, people search for them.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+macro_rules! error_names {
+    ($($(#[$doc:meta])* $name:ident => $remedy:literal,)*) => {
+        /// An error's name, as Step Functions sees it in `Error` and as `docs/runbook.md` heads its page.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+        pub enum ErrorName { $($(#[$doc])* $name,)* }
+
+        impl ErrorName {
+            /// Every name there is.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The literal that Lambda reports as `errorType`.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name),)* }
+            }
+
+            /// What a person does about it, when the raiser knows nothing better.
+            #[must_use]
+            pub const fn remedy(self) -> &'static str {
+                match self { $(Self::$name => $remedy,)* }
+            }
+        }
+    };
+}
+
+error_names! {
+    /// The event or spec is wrong; the cause names JSON path, value and rule.
+    InvalidInput => "Correct the named field and start the run again.",
+    /// A field that this release knows but does not act on yet.
+    NotYetSupported => "Remove the field, or wait for the release that supports it.",
+    /// Another run holds the cluster's lease.
+    LeaseHeld => "Wait for the named execution to end, or stop it; then start again.",
+    /// The lease went to another run while this one worked.
+    LeaseLost => "Another run took over; look at that run instead.",
+    /// Preflight found what would fail later; the cause lists every finding.
+    PreflightFailed => "Fix each finding, then start again.",
+    /// Something with the wanted name exists and is not ours.
+    NotOurs => "Rename the cluster, delete the foreign resource, or set \"adopt\": true.",
+    /// The network stack could not be made.
+    NetworkFailed => "Read the stack's event in the cause, fix it, delete the stack and start again.",
+    /// The control plane went to FAILED or cannot be made as asked.
+    ClusterFailed => "Read EKS's message in the cause; delete the failed cluster and start again.",
+    /// The node group went to a failed state; the cause carries EKS's health issues.
+    NodeGroupFailed => "Follow the health issue in the cause; delete the node group and start again.",
+    /// An add-on is degraded or failed; the cause carries its health issues.
+    AddonFailed => "Follow the health issue in the cause.",
+    /// The API server refuses or cannot be reached.
+    ClusterUnreachable => "Check endpoint access, CIDRs and the access entry of the cluster-access role.",
+    /// The Kubernetes API refused an object.
+    KubernetesRefused => "Read the API server's message in the cause.",
+    /// STS does not accept the controller's identity, for good.
+    IdentityRefused => "Compare the role's trust policy and the IAM OIDC provider with what the cause names.",
+    /// The chart or its version does not exist, or cannot be fetched.
+    ChartNotFound => "Correct karpenter.chart or karpenter.version in the spec.",
+    /// The chart was fetched but does not render.
+    ChartInvalid => "Correct karpenter.values, or use a chart version that this release renders.",
+    /// Karpenter did not become ready; the cause carries its last lines.
+    KarpenterNotReady => "Read the log lines in the cause.",
+    /// A NodePool or EC2NodeClass did not become Ready; the cause carries its condition.
+    NodePoolNotReady => "Read the condition in the cause: subnets, security group, image or role.",
+    /// A test pod never ran on a node of its architecture.
+    CapacityNotVerified => "Read the scheduler's and Karpenter's events in the cause.",
+    /// A fresh IAM role, policy or provider is not believed yet. Retried by the machine.
+    PropagationPending => "Start again; if it persists, check that the named role exists.",
+    /// AWS throttled us beyond the SDK's own retries. Retried by the machine.
+    Throttled => "Start again later, or raise the named API's limit.",
+    /// AWS answered with a server error or not at all. Retried by the machine.
+    AwsUnavailable => "Start again; check the AWS Health Dashboard if it persists.",
+    /// AWS denied a call; the cause names principal and action.
+    AccessDenied => "Allow the named action for the named role; compare with infra/template.yaml.",
+    /// AWS refused a call with an error that no other name covers.
+    AwsRefused => "Read AWS's code and message in the cause.",
+    /// A limit of the account is reached.
+    QuotaExceeded => "Raise the named quota in Service Quotas, or delete what is unused.",
+    /// A bug of ours: a step panicked.
+    InternalPanic => "Report it with the request id in the cause.",
+    /// A bug of ours: the step met something that it believed impossible.
+    Internal => "Report it with the cause.",
+}
+
+impl ErrorName {
+    /// What any step may raise.
+    pub const COMMON: &'static [Self] = &[
+        Self::InvalidInput,
+        Self::LeaseLost,
+        Self::AccessDenied,
+        Self::AwsRefused,
+        Self::Throttled,
+        Self::AwsUnavailable,
+        Self::PropagationPending,
+        Self::InternalPanic,
+        Self::Internal,
+    ];
+
+    /// Those that resolve by themselves, so the machine retries them.
+    pub const RETRIED: &'static [Self] = &[Self::PropagationPending, Self::Throttled, Self::AwsUnavailable];
+}
+
+impl fmt::Display for ErrorName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A failed step: a stable name, what happened in AWS's or Kubernetes' own words, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{cause} {remedy} See docs/runbook.md#{}", .name.as_str().to_lowercase())]
+pub struct StepError {
+    /// The stable name.
+    pub name: ErrorName,
+    /// What happened, a whole sentence. Never a token, never a Rust type name.
+    pub cause: String,
+    /// What to do, a whole sentence.
+    pub remedy: String,
+}
+
+impl StepError {
+    /// An error with the name's own remedy.
+    pub fn new(name: ErrorName, cause: impl Into<String>) -> Self {
+        Self { name, cause: cause.into(), remedy: name.remedy().to_owned() }
+    }
+
+    /// The same with a remedy that fits this case better.
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = remedy.into();
+        self
+    }
+}

@@ -1,0 +1,10 @@
+//! The vocabulary and the score: what a cluster is asked to be, what a step is, what can go wrong, and the
+//! state machines themselves. No I/O, no clock, no environment.
+
+pub mod error;
+pub mod spec;
+pub mod step;
+
+pub use error::{ErrorName, StepError};
+pub use spec::ClusterSpec;
+pub use step::{ClusterEndpoint, ClusterKey, Progress, Run, Step};
