@@ -2,6 +2,7 @@
 //! state machines themselves. No I/O, no clock, no environment.
 
 pub mod error;
+pub mod names;
 pub mod spec;
 pub mod step;
 

@@ -302,6 +302,7 @@ fn default_capacity() -> Vec<Capacity> {
 }
 
 fn default_node_pools() -> Vec<NodePoolSpec> {
-    let pool = |name: &str, architecture| NodePoolSpec { name: name.to_owned(), architecture, capacity: default_capacity() };
+    let pool =
+        |name: &str, architecture| NodePoolSpec { name: name.to_owned(), architecture, capacity: default_capacity() };
     vec![pool("x86", Architecture::Amd64), pool("graviton", Architecture::Arm64)]
 }
