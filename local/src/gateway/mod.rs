@@ -1,4 +1,4 @@
 //! One endpoint for every AWS call: identify, authorize, record, fault, route.
 
 pub mod call;
-pub(crate) mod wire;
+pub mod wire;
