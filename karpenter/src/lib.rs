@@ -1,1 +1,4 @@
-//! slipway-karpenter
+//! Everything Karpenter, without any I/O: its chart rendered to manifests, our values, node pools, the IAM policies of
+//! its controller, and what the state of its pods means.
+
+pub mod policy;
