@@ -95,6 +95,7 @@ impl ErrorName {
         Self::Throttled,
         Self::AwsUnavailable,
         Self::PropagationPending,
+        Self::QuotaExceeded,
         Self::InternalPanic,
         Self::Internal,
     ];

@@ -1,0 +1,58 @@
+//! What every step is handed: clients, state table, settings.
+
+use std::env;
+
+use slipway_statemachine::{ErrorName, StepError};
+
+use crate::{aws::Clients, state::Table};
+
+/// What every step is handed. Made once in a function's life.
+#[derive(Debug)]
+pub struct Context {
+    /// AWS's APIs, in the region that the function runs in.
+    pub aws: Clients,
+    /// The lease, the registry, the runs.
+    pub state: Table,
+    /// What the template says.
+    pub settings: Settings,
+}
+
+impl Context {
+    /// Reads settings and credentials from the environment that Lambda gives.
+    ///
+    /// # Errors
+    /// `Internal` when a setting is missing.
+    pub async fn from_env() -> Result<Self, StepError> {
+        let settings = Settings::from_env()?;
+        let aws = Clients::load().await;
+        let state = Table::new(aws.dynamodb().clone(), settings.table.clone());
+        Ok(Self { aws, state, settings })
+    }
+}
+
+/// What the template says about a function's surroundings.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `SLIPWAY_TABLE`: the state table's name.
+    pub table: String,
+    /// `SLIPWAY_BUS`: the name of the bus that hears how runs end.
+    pub bus: String,
+    /// `SLIPWAY_CLUSTER_ACCESS_ROLE_ARN`: the role that logs in to clusters.
+    pub cluster_access_role_arn: String,
+}
+
+impl Settings {
+    fn from_env() -> Result<Self, StepError> {
+        let read = |name: &str| {
+            env::var(name).ok().filter(|value| !value.is_empty()).ok_or_else(|| {
+                StepError::new(ErrorName::Internal, format!("The environment variable {name} is not set."))
+                    .remedy("Deploy infra/template.yaml, which sets it, or export it before running a step by hand.")
+            })
+        };
+        Ok(Self {
+            table: read("SLIPWAY_TABLE")?,
+            bus: read("SLIPWAY_BUS")?,
+            cluster_access_role_arn: read("SLIPWAY_CLUSTER_ACCESS_ROLE_ARN")?,
+        })
+    }
+}

@@ -1,0 +1,58 @@
+//! Every step there is: its name, what it takes and gives, what it may raise, and the function that runs it.
+
+use std::pin::Pin;
+
+use schemars::Schema;
+use serde_json::Value;
+use slipway_statemachine::{ErrorName, Step, StepError};
+
+use crate::{Context, runtime};
+
+/// A step as the runtime and the contract tests see it.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry {
+    /// Kebab-case, as in the template's handler.
+    pub name: &'static str,
+    /// What it may raise beyond [`ErrorName::COMMON`].
+    pub errors: &'static [ErrorName],
+    /// JSON schema of what it takes.
+    pub input: fn() -> Schema,
+    /// JSON schema of what it answers.
+    pub output: fn() -> Schema,
+    /// Runs it once: JSON in, JSON out.
+    pub run: for<'a> fn(&'a Context, Value) -> Running<'a>,
+}
+
+/// A step at work.
+pub type Running<'a> = Pin<Box<dyn Future<Output = Result<Value, StepError>> + Send + 'a>>;
+
+/// `module::Type` of each step: the type implements [`Step`], the module has `run(&Context, Input)`.
+macro_rules! steps {
+    ($($module:ident::$step:ident,)*) => {
+        /// Every step, in the machine's order.
+        pub const ALL: &[Entry] = &[$(Entry {
+            name: <$module::$step as Step>::NAME,
+            errors: <$module::$step as Step>::ERRORS,
+            input: || schemars::schema_for!(<$module::$step as Step>::Input),
+            output: || schemars::schema_for!(<$module::$step as Step>::Output),
+            run: |cx, payload| Box::pin(async move {
+                let input: <$module::$step as Step>::Input = runtime::parse(payload)?;
+                let output: <$module::$step as Step>::Output = $module::run(cx, input).await?;
+                runtime::answer(&output)
+            }),
+        },)*];
+    };
+}
+
+// A new step is two lines here: its module, and its place in the table.
+pub mod open_run;
+
+steps! {
+    open_run::OpenRun,
+}
+
+/// The step of a name.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Entry> {
+    ALL.iter().find(|entry| entry.name == name)
+}
