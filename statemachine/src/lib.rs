@@ -5,7 +5,9 @@ pub mod error;
 pub mod names;
 pub mod spec;
 pub mod step;
+pub mod validate;
 
 pub use error::{ErrorName, StepError};
 pub use spec::ClusterSpec;
 pub use step::{ClusterEndpoint, ClusterKey, Progress, Run, Step};
+pub use validate::Violation;
