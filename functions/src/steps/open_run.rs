@@ -83,7 +83,7 @@ fn place(spec: &mut ClusterSpec, account: &str, region: &str) -> Result<ClusterK
 /// # Errors
 /// `InvalidInput` and `NotYetSupported` name the field; `LeaseHeld` the execution that has the cluster.
 pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
-    let mut spec = parse(input.spec)?;
+    let mut spec = parse(&input.spec)?;
     let caller = cx.aws.sts().get_caller_identity().send().await.during("sts:GetCallerIdentity")?;
     let cluster = place(&mut spec, caller.account().unwrap_or_default(), cx.aws.region())?;
     if spec.version.is_none() {
@@ -115,8 +115,8 @@ fn held(cluster: &ClusterKey, because: &str) -> StepError {
 }
 
 /// The spec as a person wrote it.
-fn parse(json: Value) -> Result<ClusterSpec, StepError> {
-    runtime::parse(json)
+fn parse(json: &Value) -> Result<ClusterSpec, StepError> {
+    ClusterSpec::parse(json).map_err(StepError::from)
 }
 
 /// The version that the cluster was registered with, so that a new default does not upgrade it in passing; for a new
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     fn spec(json: Value) -> ClusterSpec {
-        parse(json).unwrap()
+        parse(&json).unwrap()
     }
 
     #[test]
