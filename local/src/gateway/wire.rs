@@ -312,11 +312,15 @@ pub(crate) async fn send_query(
     action: &str,
     params: &[(&str, &str)],
 ) -> Result<String, AwsError> {
-    let mut form = url::form_urlencoded::Serializer::new(String::new());
-    form.append_pair("Action", action).append_pair("Version", version(service)).extend_pairs(params);
+    // Finished before the await: the serializer itself cannot be sent between threads.
+    let form = url::form_urlencoded::Serializer::new(String::new())
+        .append_pair("Action", action)
+        .append_pair("Version", version(service))
+        .extend_pairs(params)
+        .finish();
     let mut call = outgoing(aws, service, action, Method::POST, "/")?;
     call.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-    call.body = Bytes::from(form.finish());
+    call.body = Bytes::from(form);
     let answer = aws.gateway.dispatch(call).await;
     match error_of(&answer) {
         Some(refusal) => Err(refusal),
