@@ -3,8 +3,12 @@
 
 pub mod chart;
 mod error;
+pub mod health;
 mod heap;
+pub mod node_pools;
 pub mod policy;
+pub mod render;
 mod template;
+pub mod values;
 
 pub use error::Error;

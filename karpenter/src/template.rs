@@ -407,11 +407,11 @@ mod tests {
             (r#"{{ contains "b" "abc" }} {{ contains "x" "abc" }}"#, "true false"),
             (r#"{{ default "d" .empty }} {{ .missing | default "d" }} {{ default "d" "g" }}"#, "d d g"),
             (r#"{{ join "," .list }}"#, "a,b"),
-            (r#"{{ .text | indent 2 }}"#, "  line\n  line"),
-            (r#"a:{{ .text | nindent 2 }}"#, "a:\n  line\n  line"),
+            ("{{ .text | indent 2 }}", "  line\n  line"),
+            ("a:{{ .text | nindent 2 }}", "a:\n  line\n  line"),
             (r#"{{ quote "a\"b" }} {{ quote .number }}"#, r#""a\"b" "3""#),
             (r#"{{ "1.0+x" | replace "+" "_" }}"#, "1.0_x"),
-            (r#"{{ toString 3 }}{{ toString true }}"#, "3true"),
+            ("{{ toString 3 }}{{ toString true }}", "3true"),
             (r#"{{ "abc-" | trimSuffix "-" }} {{ trunc 2 "abc" }} {{ trunc -2 "abc" }}"#, "abc ab bc"),
             (
                 r#"{{ semverCompare ">= 1.21-0" "v1.36.2-eks-1a2b" }} {{ semverCompare ">=1.21" "v1.36.2-eks" }}"#,
@@ -455,11 +455,11 @@ mod tests {
     fn failures_say_what_is_wrong() {
         for (source, expected) in [
             (r#"{{ required "say settings.clusterName" .missing }}"#, "say settings.clusterName"),
-            (r#"{{ .missing.field }}"#, "has no field field"),
-            (r#"{{ nope 1 }}"#, "nope"),
-            (r#"{{ trunc 3 }}"#, "trunc"),
+            ("{{ .missing.field }}", "has no field field"),
+            ("{{ nope 1 }}", "nope"),
+            ("{{ trunc 3 }}", "trunc"),
             (r#"{{ include "loop" . }}{{ define "loop" }}{{ include "loop" . }}{{ end }}"#, "recursion"),
-            (r#"{{ if }}"#, "main"),
+            ("{{ if }}", "main"),
         ] {
             let message = render(source, &tmap! {}).unwrap_err().to_string();
             assert!(message.contains(expected), "{source}: {message}");
