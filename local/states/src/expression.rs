@@ -143,7 +143,7 @@ impl Query {
         })?;
         let tree = serde_json::to_value(expression.ast()).map_err(|error| error.to_string())?;
         let mut found = Found::default();
-        found.visit(&tree);
+        found.visit(&tree, false);
         if found.fallback {
             // Both operators came with JSONata 2.1; Step Functions has 2.0.6.
             return Err(
@@ -159,7 +159,7 @@ impl Query {
                 .to_owned());
         }
         let reads = expression.reads_with(&FUNCTIONS);
-        if reads.input().is_some() {
+        if found.bare {
             return Err("JSONata: a bare field name or `$` at the top level reads a context document, which Step \
                         Functions does not give; start from $states or a variable"
                 .to_owned());
@@ -260,28 +260,47 @@ fn expression_in(text: &str) -> Result<Option<&str>, String> {
     }
 }
 
-/// What a walk over a syntax tree finds.
+/// What a walk over a syntax tree finds. jlens's own `reads` is an upper bound and would refuse `{'a': $a}`.
 #[derive(Default)]
 struct Found {
     names: BTreeSet<String>,
     fallback: bool,
+    /// A field name, wildcard or `$` that no path has given a context to.
+    bare: bool,
 }
 
 impl Found {
-    fn visit(&mut self, node: &Value) {
+    /// `context`: whether a step of a path, a predicate, a grouping or a transform is around the node.
+    fn visit(&mut self, node: &Value, context: bool) {
         match node {
-            Value::Array(items) => items.iter().for_each(|item| self.visit(item)),
+            Value::Array(items) => items.iter().for_each(|item| self.visit(item, context)),
             Value::Object(members) => {
-                match members.get("type").and_then(Value::as_str) {
-                    Some("variable") => {
-                        if let Some(name) = members.get("name").and_then(Value::as_str) {
-                            self.names.insert(name.to_owned());
-                        }
+                let kind = members.get("type").and_then(Value::as_str).unwrap_or_default();
+                match kind {
+                    "variable" => {
+                        let name = members.get("name").and_then(Value::as_str).unwrap_or_default();
+                        self.bare |= name.is_empty() && !context;
+                        self.names.insert(name.to_owned());
                     }
-                    Some("fallback") => self.fallback = true,
+                    "name" | "wildcard" | "descendant" | "parent" => self.bare |= !context,
+                    "fallback" => self.fallback = true,
                     _ => {}
                 }
-                members.values().for_each(|member| self.visit(member));
+                for (name, member) in members {
+                    match (kind, name.as_str(), member.as_array().and_then(|steps| steps.split_first())) {
+                        // A path's first step begins where the path stands; the others have its value as context.
+                        ("path", "steps", Some((first, others))) => {
+                            self.visit(first, context);
+                            for step in others {
+                                self.visit(step, true);
+                            }
+                        }
+                        ("sort" | "transform", ..) | (_, "stages" | "predicate" | "group", _) => {
+                            self.visit(member, true);
+                        }
+                        _ => self.visit(member, context),
+                    }
+                }
             }
             _ => {}
         }
@@ -376,4 +395,31 @@ pub(crate) fn integer(value: &Value) -> Option<i64> {
     // Beyond 2^53 a double no longer holds every integer.
     #[allow(clippy::cast_possible_truncation)]
     (float.fract() == 0.0 && float.abs() < 9_007_199_254_740_992.0).then_some(float as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_needs_a_context_document_is_refused() {
+        for fine in [
+            "$merge($states.result).network",
+            "$parse($states.errorOutput.Cause).errorMessage",
+            "{'waited': $states.input.waited}",
+            "$states.input.pods[ready = false].name",
+            "$states.input.pods.(name & $zone)",
+            "$states.input.pods{name: uid}",
+            "$states.input.pods^(name)",
+            "$map($pods, function($pod) { $pod.name })",
+            "$states.input ~> |$|{'a': b}|",
+        ] {
+            assert!(Query::compile(fine).is_ok(), "{fine}: {:?}", Query::compile(fine));
+        }
+        for bare in
+            ["name", "$", "*", "{'waited': waited}", "$merge(result).network", "$map($pods, function($pod) { name })"]
+        {
+            assert!(Query::compile(bare).is_err_and(|why| why.contains("bare field name")), "{bare}");
+        }
+    }
 }
