@@ -1,0 +1,93 @@
+//! EKS Pod Identity: which service account gets which role.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::state::Association;
+use super::{AwsError, Eks, Request, again, amazon, in_use, invalid, not_found, now, uuid};
+
+impl Eks {
+    pub(super) async fn create_pod_identity_association(&self, request: &Request) -> Result<Value, AwsError> {
+        let id = request.cluster();
+        self.state().cluster(&id)?;
+        let (namespace, account) = (request.text("namespace"), request.text("serviceAccount"));
+        let role_arn = request.text("roleArn");
+        let role = amazon::role(&self.aws(&id.account, &id.region), role_arn).await?;
+        if !role.is_some_and(|role| role.trusts("pods.eks.amazonaws.com")) {
+            return Err(invalid(format!(
+                "Trust policy of role {role_arn} does not let pods.eks.amazonaws.com assume it"
+            )));
+        }
+        let mut state = self.state();
+        let cluster = state.cluster(&id)?;
+        let same = |association: &&Association| {
+            association.view["namespace"] == namespace && association.view["serviceAccount"] == account
+        };
+        if let Some(first) = cluster.associations.values().find(same) {
+            let taken =
+                in_use(format!("Association already exists: {}", first.view["associationId"].as_str().unwrap_or("")));
+            let view = json!({"association": first.view});
+            return again(&first.request, &request.input, view, taken);
+        }
+        let association_id = format!("a-{}", &uuid().replace('-', "")[..17]);
+        let mut view = json!({
+            "clusterName": id.name, "namespace": namespace, "serviceAccount": account, "roleArn": role_arn,
+            "associationId": association_id, "tags": request.tags(), "createdAt": now(), "modifiedAt": now(),
+            "associationArn": format!(
+                "arn:aws:eks:{}:{}:podidentityassociation/{}/{association_id}", id.region, id.account, id.name
+            ),
+            "disableSessionTags": request.input["disableSessionTags"].as_bool().unwrap_or(false),
+        });
+        if let Some(target) = request.input.get("targetRoleArn") {
+            view["targetRoleArn"] = target.clone();
+        }
+        let association = Association { view: view.clone(), request: request.input.clone() };
+        cluster.associations.insert(association_id, association);
+        Ok(json!({"association": view}))
+    }
+
+    pub(super) fn describe_pod_identity_association(&self, request: &Request) -> Result<Value, AwsError> {
+        let mut state = self.state();
+        let associations = &state.cluster(&request.cluster())?.associations;
+        associations
+            .get(request.text("associationId"))
+            .map(|association| json!({"association": association.view}))
+            .ok_or_else(|| absent(request))
+    }
+
+    pub(super) fn list_pod_identity_associations(&self, request: &Request) -> Result<Value, AwsError> {
+        let mut state = self.state();
+        let wanted = |member: &str, view: &Value| request.input.get(member).is_none_or(|value| view[member] == *value);
+        let summaries: Vec<Value> = state
+            .cluster(&request.cluster())?
+            .associations
+            .values()
+            .filter(|a| wanted("namespace", &a.view) && wanted("serviceAccount", &a.view))
+            .map(|association| {
+                let members = ["clusterName", "namespace", "serviceAccount", "associationArn", "associationId"];
+                members.into_iter().map(|name| (name.to_owned(), association.view[name].clone())).collect()
+            })
+            .collect();
+        request.page("associations", &summaries)
+    }
+
+    pub(super) fn delete_pod_identity_association(&self, request: &Request) -> Result<Value, AwsError> {
+        let mut state = self.state();
+        let associations = &mut state.cluster(&request.cluster())?.associations;
+        let removed = associations.remove(request.text("associationId")).ok_or_else(|| absent(request))?;
+        Ok(json!({"association": removed.view}))
+    }
+}
+
+/// The role ARN that a service account gets.
+pub(super) fn role_of(associations: &BTreeMap<String, Association>, namespace: &str, account: &str) -> Option<String> {
+    let found = associations.values().find(|association| {
+        association.view["namespace"] == namespace && association.view["serviceAccount"] == account
+    })?;
+    found.view["roleArn"].as_str().map(str::to_owned)
+}
+
+fn absent(request: &Request) -> AwsError {
+    not_found(format!("Association not found: {}", request.text("associationId")))
+}
