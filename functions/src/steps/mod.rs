@@ -45,14 +45,45 @@ macro_rules! steps {
 }
 
 // A new step is two lines here: its module, and its place in the table.
+pub mod close_run;
+pub mod ensure_network;
 pub mod open_run;
 
 steps! {
     open_run::OpenRun,
+    ensure_network::EnsureNetwork,
+    close_run::CloseRun,
 }
 
 /// The step of a name.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Entry> {
     ALL.iter().find(|entry| entry.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_can_be_invoked_alone() {
+        let manifest = include_str!("../../Cargo.toml");
+        for Entry { name, .. } in ALL {
+            let bin = format!("name = \"{name}\"\npath = \"src/bin/{name}.rs\"\nrequired-features = [\"step-bins\"]");
+            assert!(manifest.contains(&bin), "functions/Cargo.toml lacks the bin {name}");
+        }
+    }
+
+    #[test]
+    fn every_step_is_found_by_its_name_alone() {
+        for entry in ALL {
+            assert_eq!(ALL.iter().filter(|other| other.name == entry.name).count(), 1, "{}", entry.name);
+            assert!(
+                entry.errors.iter().all(|error| !ErrorName::COMMON.contains(error)),
+                "{} repeats a common error",
+                entry.name
+            );
+        }
+        assert!(find("no-such-step").is_none());
+    }
 }

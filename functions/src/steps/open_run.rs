@@ -171,13 +171,13 @@ mod tests {
 
     use super::*;
 
-    fn spec(json: Value) -> ClusterSpec {
-        parse(&json).unwrap()
+    fn spec(json: &Value) -> ClusterSpec {
+        parse(json).unwrap()
     }
 
     #[test]
     fn account_and_region_are_our_own() {
-        let mut bare = spec(json!({"name": "demo"}));
+        let mut bare = spec(&json!({"name": "demo"}));
         let cluster = place(&mut bare, "111122223333", "eu-west-1").unwrap();
         assert_eq!((bare.account.as_deref(), bare.region.as_deref()), (Some("111122223333"), Some("eu-west-1")));
         assert_eq!(crate::state::partition(&cluster), "CLUSTER#111122223333#eu-west-1#demo");
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn elsewhere_is_refused_by_name() {
-        let refused = |json| place(&mut spec(json), "111122223333", "eu-west-1").unwrap_err();
+        let refused = |json: Value| place(&mut spec(&json), "111122223333", "eu-west-1").unwrap_err();
         let region = refused(json!({"name": "demo", "region": "us-east-1"}));
         assert_eq!(region.name, ErrorName::NotYetSupported);
         assert!(region.cause.starts_with("`region` is \"us-east-1\""), "{}", region.cause);
