@@ -1,1 +1,369 @@
-//! A cluster's API server: login and client.
+//! A cluster's API server: login, reading, server-side apply and pruning, and errors with the machine's names.
+
+pub mod chart;
+pub(crate) mod token;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures::lock::Mutex;
+use kube::api::{DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::core::{GroupVersion, Status};
+use kube::discovery::{ApiGroup, ApiResource, Scope};
+use kube::{Api, Client, Config};
+use rustls_pki_types::{CertificateDer, pem::PemObject as _};
+use serde_json::Value;
+use slipway_statemachine::{ClusterEndpoint, ClusterKey, ErrorName, StepError};
+
+use crate::Context;
+
+/// Who owns the fields that we apply.
+pub const FIELD_MANAGER: &str = "slipway";
+
+/// How long an API server may take to answer; a function has a minute for all of its calls.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// A cluster's API server, logged in as the cluster-access role.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+    url: String,
+    /// Group versions that were asked for, since each costs a call.
+    known: std::sync::Arc<Mutex<BTreeMap<String, ApiGroup>>>,
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+/// A kind of object: `("apps/v1", "Deployment")`.
+pub type Kind<'a> = (&'a str, &'a str);
+
+/// Logs in to a cluster.
+///
+/// # Errors
+/// What STS raises; `ClusterUnreachable` if the endpoint is none.
+pub async fn connect(cx: &Context, cluster: &ClusterKey, endpoint: &ClusterEndpoint) -> Result<Cluster, StepError> {
+    let token = token::login(cx, cluster).await?;
+    let client = client(endpoint, token)?;
+    Ok(Cluster { client, url: endpoint.url.clone(), known: std::sync::Arc::default() })
+}
+
+/// A client that trusts the cluster's own authority alone, and goes through no proxy: proxies of the environment are
+/// for public names.
+fn client(endpoint: &ClusterEndpoint, token: String) -> Result<Client, StepError> {
+    let wrong = |what: &str| {
+        StepError::new(ErrorName::ClusterUnreachable, format!("The cluster's {what} cannot be read."))
+            .remedy("Compare the step's input with what eks:DescribeCluster answers.")
+    };
+    let mut config = Config::new(endpoint.url.parse().map_err(|_| wrong("endpoint URL"))?);
+    let authority = STANDARD.decode(&endpoint.certificate_authority).map_err(|_| wrong("certificate authority"))?;
+    let roots: Vec<_> = CertificateDer::pem_slice_iter(&authority)
+        .map(|root| root.map(|der| der.to_vec()))
+        .collect::<Result<_, _>>()
+        .map_err(|_| wrong("certificate authority"))?;
+    config.root_cert = Some(roots);
+    config.auth_info.token = Some(token.into());
+    config.connect_timeout = Some(Duration::from_secs(5));
+    config.read_timeout = Some(ANSWER);
+    config.reset_reader_on_write = true;
+    Client::try_from(config).map_err(|error| refused("The login", &endpoint.url, &error))
+}
+
+impl Cluster {
+    /// The client itself, for calls that have a type of their own.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Names a failed call; `what` begins the sentence: `Reading pod a`.
+    #[must_use]
+    pub fn refused(&self, what: &str, error: &kube::Error) -> StepError {
+        refused(what, &self.url, error)
+    }
+
+    /// The group versions that the API server serves: `v1`, `apps/v1`, …
+    ///
+    /// # Errors
+    /// `ClusterUnreachable` and what else [`Self::refused`] names.
+    pub async fn api_versions(&self) -> Result<BTreeSet<String>, StepError> {
+        let groups =
+            self.client.list_api_groups().await.map_err(|error| self.refused("Reading the API groups", &error))?;
+        let versions = groups.groups.into_iter().flat_map(|group| group.versions);
+        Ok(versions.map(|version| version.group_version).chain(["v1".to_owned()]).collect())
+    }
+
+    /// An object, none if it is not there.
+    ///
+    /// # Errors
+    /// What [`Self::refused`] names.
+    pub async fn get(&self, kind: Kind<'_>, namespace: &str, name: &str) -> Result<Option<Value>, StepError> {
+        let what = || format!("Reading {} {name}", kind.1);
+        let api = self.api(kind, Some(namespace)).await?;
+        let object = api.get_opt(name).await.map_err(|error| self.refused(&what(), &error))?;
+        object.map(|object| json(&object)).transpose()
+    }
+
+    /// The objects of a namespace, or of all of them, that a label selector finds.
+    ///
+    /// # Errors
+    /// What [`Self::refused`] names.
+    pub async fn list(&self, kind: Kind<'_>, namespace: Option<&str>, selector: &str) -> Result<Vec<Value>, StepError> {
+        let api = self.api(kind, namespace).await?;
+        let found = api
+            .list(&ListParams::default().labels(selector))
+            .await
+            .map_err(|error| self.refused(&format!("Listing {} objects", kind.1), &error))?;
+        found.items.iter().map(json).collect()
+    }
+
+    /// What happened to an object lately, newest last, in the words of the events that name it.
+    ///
+    /// # Errors
+    /// What [`Self::refused`] names.
+    pub async fn events(&self, namespace: &str, name: &str) -> Result<Vec<String>, StepError> {
+        let api = self.api(("v1", "Event"), Some(namespace)).await?;
+        let found = api
+            .list(&ListParams::default().fields(&format!("involvedObject.name={name}")))
+            .await
+            .map_err(|error| self.refused(&format!("Reading the events of {name}"), &error))?;
+        let mut events: Vec<_> = found.items.iter().map(|event| &event.data).collect();
+        let when = |event: &Value| {
+            ["lastTimestamp", "eventTime"].iter().find_map(|field| event[field].as_str().map(str::to_owned))
+        };
+        events.sort_by_key(|event| when(event));
+        Ok(events.iter().filter_map(|event| event["message"].as_str().map(str::to_owned)).collect())
+    }
+
+    /// Applies a manifest on the server, as [`FIELD_MANAGER`], over whoever else holds its fields. Answers the object
+    /// as it is then. What is the same already stays untouched.
+    ///
+    /// # Errors
+    /// `KubernetesRefused` with the API server's words, and what else [`Self::refused`] names.
+    pub async fn apply(&self, manifest: &Value) -> Result<Value, StepError> {
+        let (api_version, kind, name) =
+            (text(manifest, "/apiVersion"), text(manifest, "/kind"), text(manifest, "/metadata/name"));
+        let api =
+            self.api((api_version, kind), manifest.pointer("/metadata/namespace").and_then(Value::as_str)).await?;
+        let applied = api
+            .patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(manifest))
+            .await
+            .map_err(|error| self.refused(&format!("Applying {kind} {name}"), &error))?;
+        json(&applied)
+    }
+
+    /// Creates an object; false if one of its name is there already.
+    ///
+    /// # Errors
+    /// What [`Self::refused`] names.
+    pub async fn create(&self, manifest: &Value) -> Result<bool, StepError> {
+        let (api_version, kind, name) =
+            (text(manifest, "/apiVersion"), text(manifest, "/kind"), text(manifest, "/metadata/name"));
+        let api =
+            self.api((api_version, kind), manifest.pointer("/metadata/namespace").and_then(Value::as_str)).await?;
+        let object: DynamicObject = serde_json::from_value(manifest.clone())
+            .map_err(|error| StepError::new(ErrorName::Internal, format!("{kind} {name} is no object: {error}.")))?;
+        match api
+            .create(&PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() }, &object)
+            .await
+        {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => Ok(false),
+            Err(error) => Err(self.refused(&format!("Creating {kind} {name}"), &error)),
+        }
+    }
+
+    /// Deletes an object; false if it was gone, or is another one than that of the given UID.
+    ///
+    /// # Errors
+    /// What [`Self::refused`] names.
+    pub async fn delete(
+        &self,
+        kind: Kind<'_>,
+        namespace: &str,
+        name: &str,
+        uid: Option<&str>,
+    ) -> Result<bool, StepError> {
+        let preconditions = uid.map(|uid| Preconditions { uid: Some(uid.to_owned()), ..Preconditions::default() });
+        let how = DeleteParams { preconditions, ..DeleteParams::background() };
+        match self.api(kind, Some(namespace)).await?.delete(name, &how).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(false),
+            Err(error) => Err(self.refused(&format!("Deleting {} {name}", kind.1), &error)),
+        }
+    }
+
+    /// The last lines of a pod's container, of the run before this one if it was restarted; empty if there are none.
+    pub async fn last_lines(&self, namespace: &str, pod: &str) -> String {
+        let api: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(self.client(), namespace);
+        for previous in [true, false] {
+            let wanted = LogParams { previous, tail_lines: Some(20), ..LogParams::default() };
+            // A log helps to explain a failure; failing to read it must not become one.
+            if let Ok(lines) = api.logs(pod, &wanted).await
+                && !lines.trim().is_empty()
+            {
+                return lines;
+            }
+        }
+        String::new()
+    }
+
+    /// A token of a service account for one audience.
+    ///
+    /// # Errors
+    /// What [`Self::refused`] names.
+    pub async fn service_account_token(
+        &self,
+        namespace: &str,
+        account: &str,
+        audience: &str,
+    ) -> Result<String, StepError> {
+        use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
+        use k8s_openapi::api::core::v1::ServiceAccount;
+
+        let api: Api<ServiceAccount> = Api::namespaced(self.client(), namespace);
+        let wanted = TokenRequest {
+            spec: Some(TokenRequestSpec {
+                audiences: Some(vec![audience.to_owned()]),
+                // The shortest that an API server grants.
+                expiration_seconds: Some(600),
+                ..TokenRequestSpec::default()
+            }),
+            ..TokenRequest::default()
+        };
+        let minted = api
+            .create_token_request(account, &PostParams::default(), &wanted)
+            .await
+            .map_err(|error| self.refused(&format!("Minting a token of service account {account}"), &error))?;
+        minted.status.and_then(|status| status.token).ok_or_else(|| {
+            StepError::new(ErrorName::KubernetesRefused, format!("The API server minted no token for {account}."))
+        })
+    }
+
+    async fn api(
+        &self,
+        (api_version, kind): Kind<'_>,
+        namespace: Option<&str>,
+    ) -> Result<Api<DynamicObject>, StepError> {
+        let unknown = || {
+            StepError::new(ErrorName::KubernetesRefused, format!("The API server has no kind {kind} in {api_version}."))
+        };
+        let mut known = self.known.lock().await;
+        if !known.contains_key(api_version) {
+            let version: GroupVersion = api_version.parse().map_err(|_| unknown())?;
+            let group = match kube::discovery::pinned_group(&self.client, &version).await {
+                Ok(group) => group,
+                Err(kube::Error::Api(status)) if status.code == 404 => return Err(unknown()),
+                Err(error) => return Err(self.refused(&format!("Reading what {api_version} has"), &error)),
+            };
+            known.insert(api_version.to_owned(), group);
+        }
+        let resource: Option<(ApiResource, Scope)> = known
+            .get(api_version)
+            .and_then(|group| group.recommended_kind(kind))
+            .map(|(resource, capabilities)| (resource, capabilities.scope));
+        drop(known);
+        let (resource, scope) = resource.ok_or_else(unknown)?;
+        Ok(match (scope, namespace) {
+            (Scope::Namespaced, Some(namespace)) => Api::namespaced_with(self.client(), namespace, &resource),
+            _ => Api::all_with(self.client(), &resource),
+        })
+    }
+}
+
+fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn json(object: &DynamicObject) -> Result<Value, StepError> {
+    serde_json::to_value(object).map_err(|error| {
+        StepError::new(ErrorName::Internal, format!("The API server's object has no JSON form: {error}."))
+    })
+}
+
+/// Names what an API server answered, or that it did not.
+fn refused(what: &str, url: &str, error: &kube::Error) -> StepError {
+    if let kube::Error::Api(status) = error {
+        return answered(what, status);
+    }
+    let mut reason: &dyn std::error::Error = error;
+    while let Some(deeper) = reason.source() {
+        reason = deeper;
+    }
+    StepError::new(ErrorName::ClusterUnreachable, format!("{what} did not get through to {url}: {reason}."))
+}
+
+fn answered(what: &str, status: &Status) -> StepError {
+    let message = status.message.trim_end_matches('.');
+    let name = match status.code {
+        401 => ErrorName::ClusterUnreachable,
+        // RBAC's refusals name the user; quotas and admission say 403 too, but mean the object.
+        403 if message.contains("User \"") => ErrorName::ClusterUnreachable,
+        429 => ErrorName::Throttled,
+        500.. => ErrorName::AwsUnavailable,
+        _ => ErrorName::KubernetesRefused,
+    };
+    StepError::new(name, format!("{what} was refused: {message} (HTTP {}).", status.code))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn status(code: u16, message: &str) -> Status {
+        Status { code, message: message.to_owned(), ..serde_json::from_str("{}").unwrap() }
+    }
+
+    #[test]
+    fn answers_of_an_api_server_have_the_machines_names() {
+        for (code, message, name) in [
+            (401, "Unauthorized", ErrorName::ClusterUnreachable),
+            (
+                403,
+                r#"pods is forbidden: User "arn:aws:sts::1:assumed-role/x" cannot list resource "pods""#,
+                ErrorName::ClusterUnreachable,
+            ),
+            (403, r#"pods "a" is forbidden: exceeded quota: pods"#, ErrorName::KubernetesRefused),
+            (422, "NodePool.karpenter.sh \"x\" is invalid: spec: …", ErrorName::KubernetesRefused),
+            (429, "slow down", ErrorName::Throttled),
+            (503, "etcdserver: leader changed", ErrorName::AwsUnavailable),
+        ] {
+            let error = answered("Applying NodePool x", &status(code, message));
+            assert_eq!(error.name, name, "{message}");
+            assert!(error.cause.starts_with("Applying NodePool x was refused: "), "{}", error.cause);
+        }
+    }
+
+    fn endpoint(url: &str, authority: &str) -> ClusterEndpoint {
+        ClusterEndpoint { url: url.to_owned(), certificate_authority: STANDARD.encode(authority) }
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_unreachable_and_names_the_endpoint() {
+        // A port that was free a moment ago.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let url = format!("http://127.0.0.1:{port}");
+        let cluster = Cluster {
+            client: client(&endpoint(&url, ""), "token".to_owned()).unwrap(),
+            url: url.clone(),
+            known: std::sync::Arc::default(),
+        };
+        let error = cluster.get(("v1", "Namespace"), "", "default").await.unwrap_err();
+        assert_eq!(error.name, ErrorName::ClusterUnreachable);
+        assert!(error.cause.contains(&url), "{}", error.cause);
+        assert!(!error.cause.contains("token"), "{}", error.cause);
+    }
+
+    #[test]
+    fn a_broken_authority_is_told_apart_from_a_cluster_that_is_down() {
+        let mut broken = endpoint("https://example.com", "");
+        broken.certificate_authority = "%".to_owned();
+        let error = client(&broken, String::new()).map(|_| ()).unwrap_err();
+        assert!(error.cause.contains("certificate authority"), "{}", error.cause);
+    }
+}
