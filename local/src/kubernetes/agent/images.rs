@@ -1,0 +1,81 @@
+//! What a container's image stands for. Nothing is pulled: an image is known by its name.
+
+/// What becomes of a container of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Image {
+    /// The kubelet cannot pull it: the tag is `missing`, or the registry's name ends in `.invalid` (reserved by
+    /// RFC 2606, so no real registry has it).
+    Absent(Absence),
+    /// It runs for real, as a process of this machine.
+    Program(&'static Program),
+    /// It is taken to Running, and nothing happens in it.
+    Simulated,
+}
+
+/// Why an image cannot be pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Absence {
+    Tag,
+    Registry,
+}
+
+/// A program of the cache that stands for an image.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Program {
+    /// Its file in the `bin` folder of the cache.
+    pub(super) file: &'static str,
+    /// Ports that it listens on, each named by an environment variable, with its default. Pods share the machine's
+    /// loopback, so every process gets ports of its own.
+    pub(super) ports: &'static [(&'static str, u16)],
+}
+
+static KARPENTER: Program =
+    Program { file: "karpenter", ports: &[("METRICS_PORT", 8080), ("HEALTH_PROBE_PORT", 8081)] };
+
+impl Image {
+    /// Decides by the image's name, for example `public.ecr.aws/karpenter/controller:1.14.1@sha256:…`.
+    pub(super) fn of(name: &str) -> Self {
+        let name = name.split_once('@').map_or(name, |(name, _)| name);
+        let (repository, tag) = match name.rsplit_once(':') {
+            Some((repository, tag)) if !tag.contains('/') => (repository, tag),
+            _ => (name, "latest"),
+        };
+        let registry = repository.split_once('/').map_or("", |(registry, _)| registry);
+        let host = registry.split_once(':').map_or(registry, |(host, _)| host);
+        if host.rsplit('.').next() == Some("invalid") {
+            Self::Absent(Absence::Registry)
+        } else if tag == "missing" {
+            Self::Absent(Absence::Tag)
+        } else if repository.ends_with("karpenter/controller") {
+            Self::Program(&KARPENTER)
+        } else {
+            Self::Simulated
+        }
+    }
+}
+
+impl Absence {
+    /// The runtime's words for it.
+    pub(super) fn message(self, image: &str) -> String {
+        match self {
+            Self::Tag => format!("failed to resolve image: {image}: not found"),
+            Self::Registry => {
+                format!("failed to resolve image: {image}: dial tcp: lookup of the registry: no such host")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_known_by_its_name() {
+        assert_eq!(Image::of("public.ecr.aws/docker/library/busybox:stable"), Image::Simulated);
+        assert_eq!(Image::of("localhost:5000/x"), Image::Simulated);
+        assert_eq!(Image::of("public.ecr.aws/x/y:missing"), Image::Absent(Absence::Tag));
+        assert_eq!(Image::of("registry.invalid:5000/y:1"), Image::Absent(Absence::Registry));
+        assert!(matches!(Image::of("public.ecr.aws/karpenter/controller:1.14.1@sha256:00"), Image::Program(_)));
+    }
+}
