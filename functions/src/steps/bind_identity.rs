@@ -56,7 +56,7 @@ pub struct Output {
 
 impl Step for BindIdentity {
     const NAME: &'static str = "bind-identity";
-    const ERRORS: &'static [ErrorName] = &[ErrorName::NotYetSupported, ErrorName::NotOurs, ErrorName::QuotaExceeded];
+    const ERRORS: &'static [ErrorName] = &[ErrorName::NotYetSupported, ErrorName::NotOurs];
     type Input = Input;
     type Output = Output;
 }

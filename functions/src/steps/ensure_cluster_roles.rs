@@ -45,7 +45,7 @@ pub struct Output {
 
 impl Step for EnsureClusterRoles {
     const NAME: &'static str = "ensure-cluster-roles";
-    const ERRORS: &'static [ErrorName] = &[ErrorName::NotOurs, ErrorName::QuotaExceeded];
+    const ERRORS: &'static [ErrorName] = &[ErrorName::NotOurs];
     type Input = Input;
     type Output = Output;
 }

@@ -49,7 +49,7 @@ pub struct Output {
 
 impl Step for EnsureInterruptionQueue {
     const NAME: &'static str = "ensure-interruption-queue";
-    const ERRORS: &'static [ErrorName] = &[ErrorName::NotOurs, ErrorName::QuotaExceeded];
+    const ERRORS: &'static [ErrorName] = &[ErrorName::NotOurs];
     type Input = Input;
     type Output = Output;
 }
