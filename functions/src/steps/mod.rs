@@ -51,9 +51,11 @@ pub mod ensure_cluster_roles;
 pub mod ensure_interruption_queue;
 pub mod ensure_network;
 pub mod open_run;
+pub mod preflight;
 
 steps! {
     open_run::OpenRun,
+    preflight::Preflight,
     ensure_network::EnsureNetwork,
     ensure_cluster_roles::EnsureClusterRoles,
     ensure_interruption_queue::EnsureInterruptionQueue,
