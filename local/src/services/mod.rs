@@ -2,5 +2,7 @@
 
 pub mod images;
 pub mod pricing;
+pub mod proxy;
 pub mod quotas;
+pub mod registry;
 pub mod ssm;
