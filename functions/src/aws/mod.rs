@@ -1,6 +1,7 @@
 //! AWS's APIs: one configuration, a client a service, made when first asked for.
 
 pub mod error;
+pub mod iam;
 
 use std::{sync::OnceLock, time::Duration};
 

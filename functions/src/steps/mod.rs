@@ -45,13 +45,21 @@ macro_rules! steps {
 }
 
 // A new step is two lines here: its module, and its place in the table.
+pub mod bind_identity;
 pub mod close_run;
+pub mod ensure_cluster_roles;
+pub mod ensure_interruption_queue;
 pub mod ensure_network;
 pub mod open_run;
+pub mod preflight;
 
 steps! {
     open_run::OpenRun,
+    preflight::Preflight,
     ensure_network::EnsureNetwork,
+    ensure_cluster_roles::EnsureClusterRoles,
+    ensure_interruption_queue::EnsureInterruptionQueue,
+    bind_identity::BindIdentity,
     close_run::CloseRun,
 }
 

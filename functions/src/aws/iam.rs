@@ -1,0 +1,376 @@
+//! IAM roles and policies as steps want them: observed, compared, changed only where they differ.
+
+use std::collections::BTreeMap;
+
+use aws_sdk_iam::types::Tag;
+use serde_json::Value;
+use slipway_statemachine::{ClusterKey, ErrorName, Run, StepError, names};
+
+use super::error::{During as _, code, refused};
+use crate::Context;
+
+/// A role as a step wants it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Role {
+    /// At most 64 characters.
+    pub name: String,
+    /// For whoever reads the console.
+    pub description: &'static str,
+    /// Who may assume it.
+    pub trust: Value,
+    /// ARNs of the managed policies that it carries.
+    pub policies: Vec<String>,
+    /// All of them, ours included.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// A role as it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FoundRole {
+    /// Its ARN.
+    pub arn: String,
+    /// Who may assume it.
+    pub trust: Value,
+    /// ARNs of the managed policies that it carries.
+    pub policies: Vec<String>,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// One change to a role.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RoleChange {
+    /// It isn't there.
+    Create,
+    /// Somebody else may assume it.
+    Trust,
+    /// These tags are missing or differ.
+    Tags(BTreeMap<String, String>),
+    /// This policy is missing.
+    Attach(String),
+}
+
+/// What it takes to make a role what it should be.
+///
+/// # Errors
+/// `NotOurs` when a role of that name is there without our tag.
+pub fn decide(cluster: &ClusterKey, wanted: &Role, found: Option<&FoundRole>) -> Result<Vec<RoleChange>, StepError> {
+    let attach = |have: &[String]| -> Vec<RoleChange> {
+        wanted.policies.iter().filter(|arn| !have.contains(arn)).cloned().map(RoleChange::Attach).collect()
+    };
+    let Some(found) = found else {
+        return Ok([vec![RoleChange::Create], attach(&[])].concat());
+    };
+    ours(cluster, &found.tags, &format!("The IAM role {}", found.arn))?;
+    let mut changes = Vec::new();
+    if !same_document(&found.trust, &wanted.trust) {
+        changes.push(RoleChange::Trust);
+    }
+    let tags = missing(&wanted.tags, &found.tags);
+    if !tags.is_empty() {
+        changes.push(RoleChange::Tags(tags));
+    }
+    changes.extend(attach(&found.policies));
+    Ok(changes)
+}
+
+/// Refuses what does not carry our tag for this cluster.
+///
+/// # Errors
+/// `NotOurs`, naming `what`.
+pub fn ours(cluster: &ClusterKey, tags: &BTreeMap<String, String>, what: &str) -> Result<(), StepError> {
+    match tags.get(names::CLUSTER_TAG) {
+        Some(name) if *name == cluster.name => Ok(()),
+        Some(other) => Err(StepError::new(ErrorName::NotOurs, format!("{what} belongs to the cluster {other}."))),
+        None => Err(StepError::new(
+            ErrorName::NotOurs,
+            format!("{what} exists and has no tag {}, so Slipway did not make it.", names::CLUSTER_TAG),
+        )),
+    }
+}
+
+/// The wanted tags that are missing or differ.
+#[must_use]
+pub fn missing(wanted: &BTreeMap<String, String>, found: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    wanted.iter().filter(|(key, value)| found.get(*key) != Some(value)).map(|(k, v)| (k.clone(), v.clone())).collect()
+}
+
+/// Whether two policy documents say the same: IAM may turn a list of one into its member and reorder lists.
+#[must_use]
+pub fn same_document(one: &Value, other: &Value) -> bool {
+    match (one, other) {
+        (Value::Array(items), single) | (single, Value::Array(items)) if !single.is_array() => {
+            items.len() == 1 && same_document(&items[0], single)
+        }
+        (Value::Array(left), Value::Array(right)) => {
+            left.len() == right.len() && left.iter().all(|item| right.iter().any(|that| same_document(item, that)))
+        }
+        (Value::Object(left), Value::Object(right)) => {
+            left.len() == right.len()
+                && left.iter().all(|(key, value)| right.get(key).is_some_and(|that| same_document(value, that)))
+        }
+        _ => one == other,
+    }
+}
+
+/// A document as IAM's read operations give it: JSON, percent-encoded (RFC 3986).
+fn document(encoded: &str) -> Value {
+    let text: String = url::form_urlencoded::parse(encoded.replace('+', "%2B").as_bytes())
+        .map(|(key, value)| if value.is_empty() { key.into_owned() } else { format!("{key}={value}") })
+        .collect::<Vec<_>>()
+        .join("&");
+    serde_json::from_str(&text).unwrap_or(Value::Null)
+}
+
+fn tags_of(tags: &[Tag]) -> BTreeMap<String, String> {
+    tags.iter().map(|tag| (tag.key().to_owned(), tag.value().to_owned())).collect()
+}
+
+fn as_tags(tags: &BTreeMap<String, String>) -> Result<Vec<Tag>, StepError> {
+    tags.iter()
+        .map(|(key, value)| Tag::builder().key(key).value(value).build())
+        .collect::<Result<_, _>>()
+        .map_err(|error| StepError::new(ErrorName::Internal, format!("A tag could not be written: {error}.")))
+}
+
+/// The role of a name, with its policies; none when there is none.
+///
+/// # Errors
+/// What IAM refused.
+pub async fn role(cx: &Context, name: &str) -> Result<Option<FoundRole>, StepError> {
+    let iam = cx.aws.iam();
+    let role = match iam.get_role().role_name(name).send().await {
+        Ok(answer) => answer.role,
+        Err(error) if code(&error) == Some("NoSuchEntity") => None,
+        Err(error) => return Err(refused("iam:GetRole", &error)),
+    };
+    let Some(role) = role else { return Ok(None) };
+    let mut policies = Vec::new();
+    let mut pages = iam.list_attached_role_policies().role_name(name).into_paginator().items().send();
+    while let Some(policy) = pages.next().await {
+        policies.extend(policy.during("iam:ListAttachedRolePolicies")?.policy_arn);
+    }
+    Ok(Some(FoundRole {
+        arn: role.arn,
+        trust: document(role.assume_role_policy_document.as_deref().unwrap_or_default()),
+        policies,
+        tags: tags_of(role.tags.as_deref().unwrap_or_default()),
+    }))
+}
+
+/// Makes a role what it should be, and answers its ARN.
+///
+/// # Errors
+/// `NotOurs`, `LeaseLost`, or what IAM refused.
+pub async fn ensure_role(cx: &Context, run: &Run, cluster: &ClusterKey, wanted: &Role) -> Result<String, StepError> {
+    let found = role(cx, &wanted.name).await?;
+    let changes = decide(cluster, wanted, found.as_ref())?;
+    let mut arn = found.map(|role| role.arn).unwrap_or_default();
+    if changes.is_empty() {
+        return Ok(arn);
+    }
+    cx.state.hold(run, cluster).await?;
+    let iam = cx.aws.iam();
+    for change in changes {
+        match change {
+            RoleChange::Create => {
+                let created = iam
+                    .create_role()
+                    .role_name(&wanted.name)
+                    .description(wanted.description)
+                    .assume_role_policy_document(wanted.trust.to_string())
+                    .set_tags(Some(as_tags(&wanted.tags)?))
+                    .send()
+                    .await;
+                arn = match created {
+                    Ok(answer) => answer.role.map(|role| role.arn).unwrap_or_default(),
+                    // Another invocation of this step was faster; the next look adopts it.
+                    Err(error) if code(&error) == Some("EntityAlreadyExists") => {
+                        let cause = format!("The role {} appeared while it was being made.", wanted.name);
+                        return Err(StepError::new(ErrorName::PropagationPending, cause));
+                    }
+                    Err(error) => return Err(refused("iam:CreateRole", &error)),
+                };
+            }
+            RoleChange::Trust => {
+                let trust = wanted.trust.to_string();
+                let call = iam.update_assume_role_policy().role_name(&wanted.name).policy_document(trust);
+                call.send().await.during("iam:UpdateAssumeRolePolicy")?;
+            }
+            RoleChange::Tags(tags) => {
+                let call = iam.tag_role().role_name(&wanted.name).set_tags(Some(as_tags(&tags)?));
+                call.send().await.during("iam:TagRole")?;
+            }
+            RoleChange::Attach(policy) => {
+                let call = iam.attach_role_policy().role_name(&wanted.name).policy_arn(policy);
+                call.send().await.during("iam:AttachRolePolicy")?;
+            }
+        }
+    }
+    Ok(arn)
+}
+
+/// Makes a customer managed policy say `wanted`, and answers its ARN. An older version is kept as long as IAM's limit of
+/// five allows; then the oldest that is not in force goes.
+///
+/// # Errors
+/// `NotOurs`, `LeaseLost`, or what IAM refused.
+pub async fn ensure_policy(
+    cx: &Context,
+    run: &Run,
+    cluster: &ClusterKey,
+    name: &str,
+    wanted: &Value,
+    tags: &BTreeMap<String, String>,
+) -> Result<String, StepError> {
+    let iam = cx.aws.iam();
+    let partition = partition(&cluster.region);
+    let arn = format!("arn:{partition}:iam::{}:policy/{name}", cluster.account);
+    let policy = match iam.get_policy().policy_arn(&arn).send().await {
+        Ok(answer) => answer.policy,
+        Err(error) if code(&error) == Some("NoSuchEntity") => None,
+        Err(error) => return Err(refused("iam:GetPolicy", &error)),
+    };
+    let Some(policy) = policy else {
+        cx.state.hold(run, cluster).await?;
+        let created = iam
+            .create_policy()
+            .policy_name(name)
+            .policy_document(wanted.to_string())
+            .set_tags(Some(as_tags(tags)?))
+            .send()
+            .await;
+        return match created {
+            Ok(_) => Ok(arn),
+            Err(error) if code(&error) == Some("EntityAlreadyExists") => {
+                let cause = format!("The policy {name} appeared while it was being made.");
+                Err(StepError::new(ErrorName::PropagationPending, cause))
+            }
+            Err(error) => Err(refused("iam:CreatePolicy", &error)),
+        };
+    };
+
+    let found = tags_of(policy.tags.as_deref().unwrap_or_default());
+    ours(cluster, &found, &format!("The IAM policy {arn}"))?;
+    let in_force = policy.default_version_id().unwrap_or("v1");
+    let version = iam.get_policy_version().policy_arn(&arn).version_id(in_force).send().await;
+    let version = version.during("iam:GetPolicyVersion")?.policy_version;
+    let says = version.and_then(|version| version.document).map(|text| document(&text));
+    if says.is_none_or(|says| !same_document(&says, wanted)) {
+        cx.state.hold(run, cluster).await?;
+        let versions = iam.list_policy_versions().policy_arn(&arn).send().await.during("iam:ListPolicyVersions")?;
+        let versions = versions.versions.unwrap_or_default();
+        if versions.len() >= 5
+            && let Some(oldest) = versions.iter().filter(|v| !v.is_default_version()).min_by_key(|v| v.create_date())
+        {
+            let call = iam.delete_policy_version().policy_arn(&arn).set_version_id(oldest.version_id.clone());
+            call.send().await.during("iam:DeletePolicyVersion")?;
+        }
+        let call = iam.create_policy_version().policy_arn(&arn).policy_document(wanted.to_string());
+        call.set_as_default(true).send().await.during("iam:CreatePolicyVersion")?;
+    }
+    let tags = missing(tags, &found);
+    if !tags.is_empty() {
+        cx.state.hold(run, cluster).await?;
+        let call = iam.tag_policy().policy_arn(&arn).set_tags(Some(as_tags(&tags)?));
+        call.send().await.during("iam:TagPolicy")?;
+    }
+    Ok(arn)
+}
+
+/// Makes sure that a service's own role is there; answers whether it was made now.
+///
+/// # Errors
+/// What IAM refused.
+pub async fn ensure_service_linked_role(cx: &Context, service: &str, name: &str) -> Result<bool, StepError> {
+    let iam = cx.aws.iam();
+    match iam.get_role().role_name(name).send().await {
+        Ok(_) => return Ok(false),
+        Err(error) if code(&error) == Some("NoSuchEntity") => {}
+        Err(error) => return Err(refused("iam:GetRole", &error)),
+    }
+    match iam.create_service_linked_role().aws_service_name(service).send().await {
+        Ok(_) => Ok(true),
+        // IAM's words for one that appeared meanwhile: "Service role name … has been taken in this account".
+        Err(error) if super::error::message(&error).is_some_and(|words| words.contains("has been taken")) => Ok(false),
+        Err(error) => Err(refused("iam:CreateServiceLinkedRole", &error)),
+    }
+}
+
+/// The partition of a region: `aws`, `aws-cn` or `aws-us-gov`.
+#[must_use]
+pub fn partition(region: &str) -> &'static str {
+    match region {
+        _ if region.starts_with("cn-") => "aws-cn",
+        _ if region.starts_with("us-gov-") => "aws-us-gov",
+        _ => "aws",
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn demo() -> ClusterKey {
+        ClusterKey { account: "111122223333".into(), region: "eu-west-1".into(), name: "demo".into() }
+    }
+
+    fn wanted() -> Role {
+        Role {
+            name: "r".into(),
+            description: "",
+            trust: json!({"Statement": [{"Action": "sts:AssumeRole"}]}),
+            policies: vec!["arn:p1".into(), "arn:p2".into()],
+            tags: names::tags(&demo(), &BTreeMap::from([("team".to_owned(), "a".to_owned())])),
+        }
+    }
+
+    fn found() -> FoundRole {
+        let Role { trust, policies, tags, .. } = wanted();
+        FoundRole { arn: "arn:r".into(), trust, policies, tags }
+    }
+
+    #[test]
+    fn a_role_as_it_should_be_is_left_alone() {
+        assert_eq!(decide(&demo(), &wanted(), Some(&found())).unwrap(), []);
+    }
+
+    #[test]
+    fn only_what_differs_is_changed() {
+        let mut role = found();
+        role.trust = json!({"Statement": []});
+        role.policies.remove(0);
+        role.tags.insert("team".to_owned(), "b".to_owned());
+        let team = BTreeMap::from([("team".to_owned(), "a".to_owned())]);
+        assert_eq!(
+            decide(&demo(), &wanted(), Some(&role)).unwrap(),
+            [RoleChange::Trust, RoleChange::Tags(team), RoleChange::Attach("arn:p1".into())]
+        );
+    }
+
+    #[test]
+    fn a_stranger_of_the_same_name_is_refused() {
+        for tags in [BTreeMap::new(), BTreeMap::from([(names::CLUSTER_TAG.to_owned(), "other".to_owned())])] {
+            let error = decide(&demo(), &wanted(), Some(&FoundRole { tags, ..found() })).unwrap_err();
+            assert_eq!(error.name, ErrorName::NotOurs);
+        }
+    }
+
+    #[test]
+    fn documents_are_compared_by_what_they_say() {
+        let one = json!({"Statement": [{"Action": ["a", "b"], "Resource": "*"}]});
+        assert!(same_document(&one, &json!({"Statement": {"Resource": ["*"], "Action": ["b", "a"]}})));
+        assert!(!same_document(&one, &json!({"Statement": {"Resource": ["*"], "Action": ["b"]}})));
+        assert!(!same_document(&json!(["a", "a"]), &json!(["a", "b", "c"])));
+    }
+
+    #[test]
+    fn documents_are_read_as_iam_encodes_them() {
+        let encoded = "%7B%22a%22%3A%20%22x%26y%3D1%2B1%22%7D";
+        assert_eq!(document(encoded), json!({"a": "x&y=1+1"}));
+        assert_eq!(document("{\"plain\": \"a+b\"}"), json!({"plain": "a+b"}));
+    }
+}
