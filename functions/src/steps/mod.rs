@@ -47,9 +47,11 @@ macro_rules! steps {
 // A new step is two lines here: its module, and its place in the table.
 pub mod bind_identity;
 pub mod close_run;
+pub mod ensure_addons;
 pub mod ensure_cluster_roles;
 pub mod ensure_interruption_queue;
 pub mod ensure_network;
+pub mod ensure_node_group;
 pub mod open_run;
 pub mod preflight;
 
@@ -59,6 +61,8 @@ steps! {
     ensure_network::EnsureNetwork,
     ensure_cluster_roles::EnsureClusterRoles,
     ensure_interruption_queue::EnsureInterruptionQueue,
+    ensure_addons::EnsureAddons,
+    ensure_node_group::EnsureNodeGroup,
     bind_identity::BindIdentity,
     close_run::CloseRun,
 }

@@ -1,0 +1,292 @@
+//! ensure-node-group: the small on-demand group that carries Karpenter itself, two nodes in two zones.
+
+use std::collections::BTreeMap;
+
+use aws_sdk_eks::types::{AmiTypes, CapacityTypes, Nodegroup, NodegroupScalingConfig, NodegroupStatus};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use slipway_statemachine::{
+    ClusterKey, ErrorName, Progress, Run, Step, StepError,
+    names::{self, CORE_NODE_GROUP},
+    spec::{Architecture, CoreSpec},
+};
+
+use crate::{
+    Context,
+    aws::{
+        error::{During as _, code, refused},
+        iam::{missing, ours},
+    },
+};
+
+/// A group takes three minutes.
+const CREATING_SECONDS: u32 = 30;
+/// A change of size takes one.
+const UPDATING_SECONDS: u32 = 15;
+
+/// Makes the core node group.
+#[derive(Debug)]
+pub struct EnsureNodeGroup;
+
+/// Which nodes, and where.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Input {
+    /// The run.
+    pub run: Run,
+    /// Which cluster.
+    pub cluster: ClusterKey,
+    /// Types and number.
+    pub core: CoreSpec,
+    /// Kubernetes minor.
+    pub version: String,
+    /// Private, in at least two zones.
+    pub subnet_ids: Vec<String>,
+    /// What the nodes run as.
+    pub core_node_role_arn: String,
+    /// The spec's tags.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// The group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Output {
+    /// Its name.
+    pub node_group: String,
+    /// EKS's name of the image family, for example `AL2023_ARM_64_STANDARD`.
+    pub ami_type: String,
+}
+
+impl Step for EnsureNodeGroup {
+    const NAME: &'static str = "ensure-node-group";
+    const ERRORS: &'static [ErrorName] = &[ErrorName::NodeGroupFailed, ErrorName::NotOurs];
+    type Input = Input;
+    type Output = Progress<Output>;
+}
+
+/// A group as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Found {
+    status: NodegroupStatus,
+    ami_type: String,
+    /// Minimum, desired, maximum.
+    size: [i32; 3],
+    tags: BTreeMap<String, String>,
+    /// `code: message (resources)` of each health issue.
+    issues: Vec<String>,
+    arn: String,
+}
+
+/// What to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Action {
+    Create,
+    Resize,
+    Tag(BTreeMap<String, String>),
+    Wait(u32, String),
+    Done(Output),
+}
+
+fn decide(input: &Input, found: Option<&Found>) -> Result<Action, StepError> {
+    let Some(found) = found else { return Ok(Action::Create) };
+    ours(&input.cluster, &found.tags, &format!("The node group {CORE_NODE_GROUP}"))?;
+    let issues = if found.issues.is_empty() { "EKS names no health issue.".to_owned() } else { found.issues.join(" ") };
+    match &found.status {
+        NodegroupStatus::Creating if found.issues.is_empty() => {
+            Ok(Action::Wait(CREATING_SECONDS, "EKS starts the core nodes".to_owned()))
+        }
+        NodegroupStatus::Creating => {
+            Ok(Action::Wait(CREATING_SECONDS, format!("EKS starts the core nodes, and says: {issues}")))
+        }
+        NodegroupStatus::Updating => Ok(Action::Wait(UPDATING_SECONDS, "EKS changes the core node group".to_owned())),
+        NodegroupStatus::Deleting => {
+            Ok(Action::Wait(CREATING_SECONDS, "the former core node group is being deleted".to_owned()))
+        }
+        NodegroupStatus::Active => {
+            let size = i32::try_from(input.core.size).unwrap_or(i32::MAX);
+            let tags = missing(&names::tags(&input.cluster, &input.tags), &found.tags);
+            if found.size != [size; 3] {
+                Ok(Action::Resize)
+            } else if tags.is_empty() {
+                Ok(Action::Done(Output { node_group: CORE_NODE_GROUP.to_owned(), ami_type: found.ami_type.clone() }))
+            } else {
+                Ok(Action::Tag(tags))
+            }
+        }
+        status => Err(StepError::new(
+            ErrorName::NodeGroupFailed,
+            format!("The node group {CORE_NODE_GROUP} is {}: {issues}", status.as_str()),
+        )),
+    }
+}
+
+/// The image family of instance types, which are all of one architecture (preflight sees to it).
+fn ami_type(types: &[String]) -> AmiTypes {
+    match types.first().map(|name| architecture(name)) {
+        Some(Architecture::Arm64) => AmiTypes::Al2023Arm64Standard,
+        _ => AmiTypes::Al2023X8664Standard,
+    }
+}
+
+/// Graviton types carry a `g` after the generation (`t4g`, `im4gn`, `c7gd`), and there is `a1` (EC2's naming rules).
+fn architecture(instance_type: &str) -> Architecture {
+    let family = instance_type.split('.').next().unwrap_or_default();
+    let attributes =
+        family.trim_start_matches(|c: char| c.is_ascii_lowercase()).trim_start_matches(|c: char| c.is_ascii_digit());
+    if family == "a1" || attributes.starts_with('g') { Architecture::Arm64 } else { Architecture::Amd64 }
+}
+
+/// Makes the group, or reports how far it is.
+///
+/// # Errors
+/// `NodeGroupFailed` with EKS's health issues; `NotOurs` for a group of that name without our tag.
+pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepError> {
+    let eks = cx.aws.eks();
+    let name = &input.cluster.name;
+    let found = match eks.describe_nodegroup().cluster_name(name).nodegroup_name(CORE_NODE_GROUP).send().await {
+        Ok(answer) => answer.nodegroup.map(found),
+        Err(error) if code(&error) == Some("ResourceNotFoundException") => None,
+        Err(error) => return Err(refused("eks:DescribeNodegroup", &error)),
+    };
+    let size = i32::try_from(input.core.size).unwrap_or(i32::MAX);
+    let scaling = NodegroupScalingConfig::builder().min_size(size).desired_size(size).max_size(size).build();
+    match decide(&input, found.as_ref())? {
+        Action::Done(output) => Ok(Progress::done(output)),
+        Action::Wait(seconds, detail) => Ok(Progress::wait(seconds, detail)),
+        Action::Create => {
+            cx.state.hold(&input.run, &input.cluster).await?;
+            eks.create_nodegroup()
+                .cluster_name(name)
+                .nodegroup_name(CORE_NODE_GROUP)
+                .scaling_config(scaling)
+                .set_subnets(Some(input.subnet_ids))
+                .ami_type(ami_type(&input.core.instance_types))
+                .set_instance_types(Some(input.core.instance_types))
+                .capacity_type(CapacityTypes::OnDemand)
+                .node_role(input.core_node_role_arn)
+                .version(input.version)
+                .set_tags(Some(names::tags(&input.cluster, &input.tags).into_iter().collect()))
+                .client_request_token(format!("{}-{CORE_NODE_GROUP}", input.run.id))
+                .send()
+                .await
+                .during("eks:CreateNodegroup")?;
+            Ok(Progress::wait(CREATING_SECONDS, "EKS starts the core nodes"))
+        }
+        Action::Resize => {
+            cx.state.hold(&input.run, &input.cluster).await?;
+            let call = eks.update_nodegroup_config().cluster_name(name).nodegroup_name(CORE_NODE_GROUP);
+            call.scaling_config(scaling).send().await.during("eks:UpdateNodegroupConfig")?;
+            Ok(Progress::wait(UPDATING_SECONDS, "EKS resizes the core node group"))
+        }
+        Action::Tag(tags) => {
+            cx.state.hold(&input.run, &input.cluster).await?;
+            let found =
+                found.ok_or_else(|| StepError::new(ErrorName::Internal, "A group without an ARN was tagged."))?;
+            let call = eks.tag_resource().resource_arn(&found.arn).set_tags(Some(tags.into_iter().collect()));
+            call.send().await.during("eks:TagResource")?;
+            let output = Output { node_group: CORE_NODE_GROUP.to_owned(), ami_type: found.ami_type };
+            Ok(Progress::done(output))
+        }
+    }
+}
+
+fn found(group: Nodegroup) -> Found {
+    let scaling = group.scaling_config.as_ref();
+    let number = |of: fn(&NodegroupScalingConfig) -> Option<i32>| scaling.and_then(of).unwrap_or_default();
+    let issues = group.health.and_then(|health| health.issues).unwrap_or_default();
+    Found {
+        status: group.status.unwrap_or(NodegroupStatus::Creating),
+        ami_type: group.ami_type.map(|kind| kind.as_str().to_owned()).unwrap_or_default(),
+        size: [
+            number(NodegroupScalingConfig::min_size),
+            number(NodegroupScalingConfig::desired_size),
+            number(NodegroupScalingConfig::max_size),
+        ],
+        tags: group.tags.unwrap_or_default().into_iter().collect(),
+        issues: issues
+            .into_iter()
+            .map(|issue| {
+                format!(
+                    "{}: {} ({}).",
+                    issue.code.as_ref().map_or("no code", |code| code.as_str()),
+                    issue.message.as_deref().unwrap_or("no message").trim_end_matches('.'),
+                    issue.resource_ids.unwrap_or_default().join(", ")
+                )
+            })
+            .collect(),
+        arn: group.nodegroup_arn.unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn input() -> Input {
+        Input {
+            run: Run { id: "01".into(), fence: 1 },
+            cluster: ClusterKey { account: "111122223333".into(), region: "eu-west-1".into(), name: "demo".into() },
+            core: CoreSpec::default(),
+            version: "1.36".into(),
+            subnet_ids: vec![],
+            core_node_role_arn: "arn:r".into(),
+            tags: BTreeMap::new(),
+        }
+    }
+
+    fn group(status: NodegroupStatus) -> Found {
+        Found {
+            status,
+            ami_type: "AL2023_ARM_64_STANDARD".into(),
+            size: [2; 3],
+            tags: names::tags(&input().cluster, &BTreeMap::new()),
+            issues: vec![],
+            arn: "arn:g".into(),
+        }
+    }
+
+    #[test]
+    fn a_group_is_made_waited_for_and_then_left_alone() {
+        assert_eq!(decide(&input(), None).unwrap(), Action::Create);
+        let creating = decide(&input(), Some(&group(NodegroupStatus::Creating))).unwrap();
+        assert!(matches!(creating, Action::Wait(CREATING_SECONDS, _)));
+        assert!(matches!(decide(&input(), Some(&group(NodegroupStatus::Active))).unwrap(), Action::Done(_)));
+    }
+
+    #[test]
+    fn another_size_is_corrected_in_place() {
+        let mut bigger = input();
+        bigger.core.size = 3;
+        assert_eq!(decide(&bigger, Some(&group(NodegroupStatus::Active))).unwrap(), Action::Resize);
+    }
+
+    #[test]
+    fn a_failed_group_says_what_eks_says() {
+        let mut failed = group(NodegroupStatus::CreateFailed);
+        failed.issues = vec!["NodeCreationFailure: Instances failed to join (i-1).".into()];
+        let error = decide(&input(), Some(&failed)).unwrap_err();
+        assert_eq!(error.name, ErrorName::NodeGroupFailed);
+        assert!(error.cause.contains("CREATE_FAILED") && error.cause.contains("Instances failed to join"));
+    }
+
+    #[test]
+    fn a_strangers_group_is_refused() {
+        let mut strange = group(NodegroupStatus::Active);
+        strange.tags.clear();
+        assert_eq!(decide(&input(), Some(&strange)).unwrap_err().name, ErrorName::NotOurs);
+    }
+
+    #[test]
+    fn the_image_has_the_architecture_of_the_types() {
+        for name in
+            ["t4g.medium", "m7gd.large", "im4gn.large", "is4gen.medium", "a1.large", "g5g.xlarge", "x2gd.medium"]
+        {
+            assert_eq!(architecture(name), Architecture::Arm64, "{name}");
+        }
+        for name in ["t3.medium", "m7i.large", "g5.xlarge", "g4dn.xlarge", "c7a.large", "u-6tb1.metal", "m5dn.large"] {
+            assert_eq!(architecture(name), Architecture::Amd64, "{name}");
+        }
+    }
+}
