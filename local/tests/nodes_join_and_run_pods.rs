@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Cluster, eventually, processes_of};
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, PostParams};
 use serde_json::json;
@@ -25,6 +25,30 @@ fn deployment(name: &str, image: &str) -> Deployment {
     .unwrap()
 }
 
+fn network_plugin() -> DaemonSet {
+    serde_json::from_value(json!({
+        "metadata": { "name": "aws-node" },
+        "spec": {
+            "selector": { "matchLabels": { "k8s-app": "aws-node" } },
+            "template": {
+                "metadata": { "labels": { "k8s-app": "aws-node" } },
+                "spec": {
+                    "hostNetwork": true,
+                    "tolerations": [{ "operator": "Exists" }],
+                    "initContainers": [{ "name": "init", "image": "amazon-k8s-cni-init" }],
+                    "containers": [{ "name": "aws-node", "image": "amazon-k8s-cni" }],
+                },
+            },
+        },
+    }))
+    .unwrap()
+}
+
+fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|list| list.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn machines_join_and_their_pods_run() {
     let dir = tempfile::tempdir().unwrap();
@@ -39,6 +63,15 @@ async fn machines_join_and_their_pods_run() {
     let post = PostParams::default();
     deployments.create(&post, &deployment("good", "public.ecr.aws/docker/library/busybox:stable")).await.unwrap();
     deployments.create(&post, &deployment("bad", "public.ecr.aws/docker/library/busybox:missing")).await.unwrap();
+
+    let joined = eventually("two machines without a network", || async {
+        let nodes = nodes.list(&ListParams::default()).await.unwrap().items;
+        (nodes.len() == 2).then_some(nodes)
+    })
+    .await;
+    assert!(joined.iter().all(|node| !is_ready(node)), "without the network plugin a node is not ready");
+    let plugins: Api<DaemonSet> = Api::namespaced(client.clone(), "kube-system");
+    plugins.create(&post, &network_plugin()).await.unwrap();
 
     eventually("a rolled out deployment", || async {
         let status = deployments.get("good").await.unwrap().status?;

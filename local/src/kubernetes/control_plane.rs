@@ -307,7 +307,7 @@ fn controller_manager_flags(files: &CertificateFiles, kubeconfig: &Path) -> Vec<
         flag("use-service-account-credentials", "false"),
         flag("service-account-private-key-file", files.path("service-account.key")),
         flag("root-ca-file", files.path("ca.crt")),
-        flag("node-monitor-period", "2s"),
+        flag("node-monitor-period", "1s"),
         flag("secure-port", "0"),
         flag("kube-api-qps", "200"),
         flag("kube-api-burst", "400"),

@@ -78,6 +78,9 @@ struct State {
 struct NodeEntry {
     machine: Arc<Machine>,
     renewed: Instant,
+    /// Whether the VPC's network plugin runs there: before, a node is not ready and only pods in the host's network
+    /// start.
+    network: watch::Sender<bool>,
 }
 
 struct PodEntry {
@@ -115,15 +118,16 @@ impl Agent {
     pub(crate) async fn join(&self, machine: Machine) -> anyhow::Result<()> {
         let config = &self.cluster.config;
         nodes::register(&config.client, &machine, self.cluster.kubelet_port, &config.version).await?;
-        let machine = Arc::new(machine);
+        let name = machine.node.clone();
+        let node =
+            NodeEntry { machine: Arc::new(machine), renewed: Instant::now(), network: watch::Sender::new(false) };
         let mut state = self.cluster.state();
-        let entry = NodeEntry { machine: machine.clone(), renewed: Instant::now() };
-        state.nodes.insert(machine.node.clone(), entry);
         for entry in state.pods.values_mut().filter(|entry| entry.worker.is_none()) {
-            if entry.node() == machine.node {
-                entry.start(&self.cluster, machine.clone());
+            if entry.node() == name {
+                entry.start(&self.cluster, &node);
             }
         }
+        state.nodes.insert(name, node);
         Ok(())
     }
 
@@ -183,8 +187,8 @@ impl Cluster {
             return;
         }
         let mut entry = PodEntry { pod: watch::Sender::new(Arc::new(pod)), worker: None };
-        if let Some(machine) = state.nodes.get(&entry.node()).map(|node| node.machine.clone()) {
-            entry.start(self, machine);
+        if let Some(node) = state.nodes.get(&entry.node()) {
+            entry.start(self, node);
         }
         state.pods.insert(uid, entry);
     }
@@ -192,6 +196,23 @@ impl Cluster {
     fn forget(&self, uid: &str) {
         if let Some(mut entry) = self.state().pods.remove(uid) {
             entry.stop();
+        }
+    }
+
+    /// Says that the network plugin of a node runs. False if the API server could not be told.
+    async fn network_is_up(&self, machine: &Machine) -> bool {
+        let network = self.state().nodes.get(&machine.node).map(|node| node.network.clone());
+        let Some(network) = network.filter(|network| !*network.borrow()) else { return true };
+        let outcome = nodes::report(&self.config.client, machine, true, self.kubelet_port, &self.config.version).await;
+        match outcome {
+            Ok(()) => {
+                network.send_replace(true);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(node = machine.node, error = format!("{error:#}"), "a node could not become ready");
+                false
+            }
         }
     }
 
@@ -213,9 +234,11 @@ impl PodEntry {
         self.pod.borrow().spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default()
     }
 
-    fn start(&mut self, cluster: &Arc<Cluster>, machine: Arc<Machine>) {
+    fn start(&mut self, cluster: &Arc<Cluster>, node: &NodeEntry) {
         let gone = cluster.stopping.child_token();
-        let worker = pods::Worker::new(cluster.clone(), machine, self.pod.subscribe(), gone.clone());
+        let network = node.network.subscribe();
+        let worker =
+            pods::Worker::new(cluster.clone(), node.machine.clone(), self.pod.subscribe(), network, gone.clone());
         cluster.tasks.spawn(worker.run());
         self.worker = Some(gone);
     }
@@ -277,14 +300,14 @@ async fn keep_leases(cluster: Arc<Cluster>) {
     let config = &cluster.config;
     loop {
         ticks.tick().await;
-        let nodes: Vec<(Arc<Machine>, Instant)> =
-            cluster.state().nodes.values().map(|node| (node.machine.clone(), node.renewed)).collect();
-        for (machine, renewed) in nodes {
+        let entry = |node: &NodeEntry| (node.machine.clone(), node.renewed, *node.network.borrow());
+        let nodes: Vec<(Arc<Machine>, Instant, bool)> = cluster.state().nodes.values().map(entry).collect();
+        for (machine, renewed, network) in nodes {
             // After a pause (a sleeping laptop) the node was declared unknown; only its kubelet can say otherwise.
             let late = renewed.elapsed() > lease * 3 / 4;
             let outcome = async {
                 if late {
-                    nodes::report(&config.client, &machine, cluster.kubelet_port, &config.version).await?;
+                    nodes::report(&config.client, &machine, network, cluster.kubelet_port, &config.version).await?;
                 }
                 nodes::renew(&config.client, &machine.node).await
             };

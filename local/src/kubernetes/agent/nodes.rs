@@ -17,7 +17,11 @@ use super::is_status;
 /// The kubelet's default: it renews every quarter of it.
 pub(super) const LEASE_SECONDS: i32 = 40;
 
-/// Creates the machine's node, if it isn't there, and says that it is ready.
+/// The kubelet's words before the network plugin runs.
+const NO_NETWORK: &str = "container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady \
+                          message:Network plugin returns error: cni plugin not initialized";
+
+/// Creates the machine's node, if it isn't there. It has no network yet, so it isn't ready.
 pub(super) async fn register(
     client: &kube::Client,
     machine: &Machine,
@@ -31,7 +35,7 @@ pub(super) async fn register(
             outcome.context("cannot create the node")?;
         }
     }
-    report(client, machine, kubelet_port, version).await?;
+    report(client, machine, false, kubelet_port, version).await?;
     renew(client, &machine.node).await
 }
 
@@ -58,10 +62,11 @@ fn node(machine: &Machine) -> Node {
     }
 }
 
-/// Says what the node has and that it is ready.
+/// Says what the node has, and that it is ready if it has a network.
 pub(super) async fn report(
     client: &kube::Client,
     machine: &Machine,
+    network: bool,
     kubelet_port: u16,
     version: &str,
 ) -> anyhow::Result<()> {
@@ -79,7 +84,11 @@ pub(super) async fn report(
             condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
             condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
             condition("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-            condition("Ready", "True", "KubeletReady", "kubelet is posting ready status"),
+            if network {
+                condition("Ready", "True", "KubeletReady", "kubelet is posting ready status")
+            } else {
+                condition("Ready", "False", "KubeletNotReady", NO_NETWORK)
+            },
         ],
         "addresses": [
             { "type": "InternalIP", "address": machine.private_ip },

@@ -30,6 +30,7 @@ pub(super) struct Worker {
     cluster: Arc<Cluster>,
     machine: Arc<Machine>,
     observed: watch::Receiver<Arc<Pod>>,
+    network: watch::Receiver<bool>,
     gone: CancellationToken,
     ip: String,
     dir: PathBuf,
@@ -50,6 +51,7 @@ impl Worker {
         cluster: Arc<Cluster>,
         machine: Arc<Machine>,
         observed: watch::Receiver<Arc<Pod>>,
+        network: watch::Receiver<bool>,
         gone: CancellationToken,
     ) -> Self {
         let pod = observed.borrow().clone();
@@ -67,6 +69,7 @@ impl Worker {
             cluster,
             machine,
             observed,
+            network,
             gone,
             ip,
         }
@@ -100,6 +103,11 @@ impl Worker {
             return self.ends().await;
         }
         let spec = pod.spec.clone().unwrap_or_default();
+        if spec.host_network != Some(true)
+            && let Err(end) = self.wait_for_network().await
+        {
+            return end;
+        }
         let images: Vec<Image> =
             spec.containers.iter().map(|one| Image::of(one.image.as_deref().unwrap_or_default())).collect();
 
@@ -144,7 +152,7 @@ impl Worker {
                 }
             }
         }
-        let mut published = self.publish().await;
+        let mut published = self.publish().await && self.announce_network().await;
         loop {
             let refresh = volumes.as_ref().and_then(Volumes::next_refresh);
             tokio::select! {
@@ -164,7 +172,9 @@ impl Worker {
                     self.back_off_pulling();
                     published = self.publish().await;
                 }
-                () = tokio::time::sleep(RETRY), if !published => published = self.publish().await,
+                () = tokio::time::sleep(RETRY), if !published => {
+                    published = self.publish().await && self.announce_network().await;
+                }
             }
         }
     }
@@ -188,6 +198,26 @@ impl Worker {
                 changed = self.observed.changed() => if changed.is_err() { return End::Gone },
             }
         }
+    }
+
+    async fn wait_for_network(&mut self) -> Result<(), End> {
+        if *self.network.borrow() {
+            return Ok(());
+        }
+        self.publish().await;
+        let mut network = self.network.clone();
+        tokio::select! {
+            end = self.ends() => Err(end),
+            up = network.wait_for(|up| *up) => up.map(|_| ()).map_err(|_| End::Gone),
+        }
+    }
+
+    /// A running `aws-node`, the DaemonSet of the VPC's network plugin, is what makes a node ready.
+    async fn announce_network(&self) -> bool {
+        let pod = self.pod();
+        let plugin = pod.labels().get("k8s-app").is_some_and(|app| app == "aws-node");
+        let running = self.containers.iter().all(|one| one.ready);
+        !(plugin && running) || self.cluster.network_is_up(&self.machine).await
     }
 
     /// Prepares the volumes, however long that takes: the kubelet waits for them, too.
