@@ -1,4 +1,182 @@
 //! One endpoint for every AWS call: identify, authorize, record, fault, route.
 
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Method, header};
+use tokio::net::TcpListener;
+
+use self::authorize::{Authorizer, Warning};
+use self::call::{Answer, Aws, AwsError, Call, Dispatch, Principal};
+use self::fault::Faults;
+use self::identify::Identities;
+use self::record::Record;
+use self::route::Routes;
+
+pub mod authorize;
 pub mod call;
+pub mod fault;
+pub mod identify;
+pub mod operations;
+pub mod policy;
+pub mod record;
+pub mod route;
 pub mod wire;
+
+/// The gateway of one cloud.
+pub struct Gateway {
+    identities: Arc<Identities>,
+    authorizer: OnceLock<Authorizer>,
+    record: Record,
+    faults: Faults,
+    routes: Routes,
+}
+
+impl Gateway {
+    /// A gateway that knows nobody's policies and routes nowhere yet.
+    #[must_use]
+    pub fn new(identities: Arc<Identities>, record: Record) -> Arc<Self> {
+        Arc::new(Self {
+            identities,
+            authorizer: OnceLock::new(),
+            record,
+            faults: Faults::default(),
+            routes: Routes::default(),
+        })
+    }
+
+    /// From now on, says what a role's policies would not allow.
+    pub fn authorize_by(&self, authorizer: Authorizer) {
+        // A second authorizer would be a second opinion; the first stays.
+        let _ = self.authorizer.set(authorizer);
+    }
+
+    /// What a role's policies would not have allowed so far.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<Warning> {
+        self.authorizer.get().map(Authorizer::warnings).unwrap_or_default()
+    }
+
+    /// Who may call.
+    #[must_use]
+    pub fn identities(&self) -> &Arc<Identities> {
+        &self.identities
+    }
+
+    /// Which service answers what.
+    #[must_use]
+    pub fn routes(&self) -> &Routes {
+        &self.routes
+    }
+
+    /// What was called.
+    #[must_use]
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// What is made to fail.
+    #[must_use]
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
+    /// A client of this gateway for a part of the cloud, in the name of an AWS service (`eks.amazonaws.com`).
+    #[must_use]
+    pub fn client(self: &Arc<Self>, service: &str, account: &str, region: &str) -> Aws {
+        Aws {
+            gateway: Arc::clone(self) as Arc<dyn Dispatch>,
+            account: account.to_owned(),
+            region: region.to_owned(),
+            principal: Principal::service(service, account),
+        }
+    }
+
+    /// Serves a listener until the task is aborted.
+    ///
+    /// # Errors
+    /// Where the listener fails.
+    pub async fn serve(self: Arc<Self>, listener: TcpListener) -> anyhow::Result<()> {
+        let router = axum::Router::new().fallback(receive).with_state(self);
+        axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>()).await?;
+        Ok(())
+    }
+
+    async fn answer(&self, method: Method, request: Request) -> (Answer, String) {
+        let (parts, body) = request.into_parts();
+        let body = match axum::body::to_bytes(body, usize::MAX).await {
+            Ok(body) => body,
+            Err(error) => {
+                let id = wire::request_id();
+                let refusal = AwsError::new(400, "IncompleteBody", error.to_string());
+                return (wire::error(wire::Protocol::RestJson, &refusal, &id), id);
+            }
+        };
+        match self.identities.identify(method, parts.uri, parts.headers, body).await {
+            Ok(mut call) => {
+                if call.action.is_empty() {
+                    call.action = self.routes.action(&call);
+                }
+                let id = call.request_id.clone();
+                (self.dispatch(call).await, id)
+            }
+            Err(refused) => (refused.answer(), refused.call.request_id),
+        }
+    }
+}
+
+#[async_trait]
+impl Dispatch for Gateway {
+    async fn dispatch(&self, mut call: Call) -> Answer {
+        if call.action.is_empty() {
+            call.action = self.routes.action(&call);
+        }
+        if let Some(authorizer) = self.authorizer.get() {
+            authorizer.check(&call).await;
+        }
+        let entry = self.record.open(&call);
+        if let Some(refusal) = self.faults.strike(&call) {
+            let answer = wire::refuse(&call, &refusal);
+            self.record.close(entry, &answer, Some(&refusal.code));
+            return answer;
+        }
+        let answer = self.routes.send(call).await;
+        self.record.close(entry, &answer, None);
+        answer
+    }
+}
+
+async fn receive(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+    let method = request.method().clone();
+    let (answer, request_id) = gateway.answer(method.clone(), request).await;
+    respond(&method, answer, &request_id)
+}
+
+/// An answer as HTTP. A HEAD's length is the length of what a GET would give, so it is kept only there.
+fn respond(method: &Method, answer: Answer, request_id: &str) -> Response {
+    let mut response = Response::new(Body::from(answer.body));
+    *response.status_mut() = answer.status;
+    for (name, value) in &answer.headers {
+        if name != header::CONTENT_LENGTH || method == Method::HEAD {
+            response.headers_mut().append(name.clone(), value.clone());
+        }
+    }
+    if method == Method::HEAD {
+        let headers = std::mem::take(response.headers_mut());
+        response = Response::new(Body::from(Bytes::new()));
+        *response.status_mut() = answer.status;
+        *response.headers_mut() = headers;
+    }
+    let name = HeaderName::from_static("x-amzn-requestid");
+    if let Ok(value) = HeaderValue::from_str(request_id)
+        && !response.headers().contains_key(&name)
+    {
+        response.headers_mut().insert(name, value);
+    }
+    response
+}

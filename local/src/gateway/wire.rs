@@ -66,6 +66,14 @@ pub fn form(body: &[u8]) -> BTreeMap<String, String> {
     url::form_urlencoded::parse(body).map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
 }
 
+/// A query-protocol request's body.
+#[must_use]
+pub fn form_body(action: &str, version: &str, parameters: &[(&str, &str)]) -> Bytes {
+    let mut form = url::form_urlencoded::Serializer::new(String::new());
+    form.append_pair("Action", action).append_pair("Version", version).extend_pairs(parameters);
+    Bytes::from(form.finish())
+}
+
 /// Whether a request says that its body is a form.
 #[must_use]
 pub fn is_form(headers: &HeaderMap) -> bool {
@@ -108,7 +116,9 @@ pub fn path_segments(uri: &Uri) -> Vec<String> {
     uri.path().split('/').filter(|segment| !segment.is_empty()).map(percent_decode).collect()
 }
 
-fn percent_decode(text: &str) -> String {
+/// Text with its `%XX` decoded; `+` stays what it is.
+#[must_use]
+pub fn percent_decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, tail @ ..] = rest {
@@ -312,15 +322,9 @@ pub(crate) async fn send_query(
     action: &str,
     params: &[(&str, &str)],
 ) -> Result<String, AwsError> {
-    // Finished before the await: the serializer itself cannot be sent between threads.
-    let form = url::form_urlencoded::Serializer::new(String::new())
-        .append_pair("Action", action)
-        .append_pair("Version", version(service))
-        .extend_pairs(params)
-        .finish();
     let mut call = outgoing(aws, service, action, Method::POST, "/")?;
     call.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-    call.body = Bytes::from(form);
+    call.body = form_body(action, version(service), params);
     let answer = aws.gateway.dispatch(call).await;
     match error_of(&answer) {
         Some(refusal) => Err(refusal),

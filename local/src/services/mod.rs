@@ -1,8 +1,14 @@
 //! The AWS services of the local cloud that are ours, and the emulators that answer the rest.
 
+pub mod backend;
+pub mod deploy;
+pub mod iam;
 pub mod images;
 pub mod pricing;
 pub mod proxy;
 pub mod quotas;
 pub mod registry;
 pub mod ssm;
+pub mod stacks;
+pub mod stepfunctions;
+pub mod sts;
