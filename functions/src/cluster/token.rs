@@ -3,6 +3,7 @@
 use std::env;
 use std::time::{Duration, SystemTime};
 
+use aws_config::{BehaviorVersion, Region, retry::RetryConfig, timeout::TimeoutConfig};
 use aws_credential_types::Credentials;
 use aws_sigv4::http_request::{SignableBody, SignableRequest, SignatureLocation, SigningSettings, sign};
 use aws_sigv4::sign::v4;
@@ -28,6 +29,18 @@ pub(crate) fn sts_endpoint(region: &str) -> String {
         },
         |url| url.trim_end_matches('/').to_owned(),
     )
+}
+
+/// STS as somebody without credentials meets it, over connections that nobody else uses.
+pub(crate) fn anonymous_sts(region: &str) -> aws_sdk_sts::Client {
+    let config = aws_sdk_sts::Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .region(Region::new(region.to_owned()))
+        .endpoint_url(sts_endpoint(region))
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(TimeoutConfig::builder().operation_timeout(Duration::from_secs(10)).build())
+        .build();
+    aws_sdk_sts::Client::from_conf(config)
 }
 
 /// A token of the cluster-access role for one cluster.

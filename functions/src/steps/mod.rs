@@ -45,15 +45,21 @@ macro_rules! steps {
 }
 
 // A new step is two lines here: its module, and its place in the table.
+pub mod apply_node_pools;
 pub mod bind_identity;
+pub mod check_karpenter;
 pub mod close_run;
 pub mod ensure_addons;
 pub mod ensure_cluster_roles;
 pub mod ensure_interruption_queue;
 pub mod ensure_network;
 pub mod ensure_node_group;
+pub mod heal_karpenter;
+pub mod install_karpenter;
 pub mod open_run;
 pub mod preflight;
+pub mod probe_identity;
+pub mod verify_capacity;
 
 steps! {
     open_run::OpenRun,
@@ -64,6 +70,12 @@ steps! {
     ensure_addons::EnsureAddons,
     ensure_node_group::EnsureNodeGroup,
     bind_identity::BindIdentity,
+    probe_identity::ProbeIdentity,
+    install_karpenter::InstallKarpenter,
+    check_karpenter::CheckKarpenter,
+    heal_karpenter::HealKarpenter,
+    apply_node_pools::ApplyNodePools,
+    verify_capacity::VerifyCapacity,
     close_run::CloseRun,
 }
 
