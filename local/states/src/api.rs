@@ -338,7 +338,10 @@ impl Inner {
             world: Arc::new(RealWorld { service: Arc::clone(self), role_arn: role_arn.clone() }),
             history: Arc::clone(&execution.history),
             random: Random::seeded(self.random.bits()),
-            context: Map::from_iter([("Execution".to_owned(), about), ("StateMachine".to_owned(), machine_about)]),
+            context: Arc::new(Map::from_iter([
+                ("Execution".to_owned(), about),
+                ("StateMachine".to_owned(), machine_about),
+            ])),
             role_arn,
             region: self.config.region.clone(),
             last: AtomicU64::new(0),

@@ -46,9 +46,12 @@ impl Failure {
         Self::new(error.unwrap_or("Lambda.Unknown"), payload.to_string())
     }
 
-    /// `{"Error": …, "Cause": …}`, the form of `$states.errorOutput`.
+    /// `{"Error": …, "Cause": …}`, the form of `$states.errorOutput`; a failure without a cause has no Cause.
     #[must_use]
     pub fn output(&self) -> Value {
+        if self.cause.is_empty() {
+            return json!({ "Error": self.error });
+        }
         json!({ "Error": self.error, "Cause": self.cause })
     }
 }

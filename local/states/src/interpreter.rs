@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::definition::{Graph, Kind, MapState, Pattern, Resource, Rule, State, StateMachine, Task, Until};
-use crate::expression::{States, Surroundings, Template, Variables, integer};
+use crate::expression::{Context, States, Surroundings, Template, Variables, integer};
 use crate::failure::{
     DATA_LIMIT_EXCEEDED, Failure, HEARTBEAT_TIMEOUT, NO_CHOICE_MATCHED, QUERY_EVALUATION_ERROR, TIMEOUT,
 };
@@ -81,7 +81,7 @@ pub(crate) struct Run {
     pub(crate) history: Arc<History>,
     pub(crate) random: Random,
     /// The context object's Execution and StateMachine.
-    pub(crate) context: Map<String, Value>,
+    pub(crate) context: Arc<Map<String, Value>>,
     pub(crate) role_arn: String,
     pub(crate) region: String,
     /// The last event of the top level: what the execution's own end follows.
@@ -224,13 +224,13 @@ impl Run {
     /// Does what a state says until it succeeds, is caught or fails for good. Answers the output's text as well.
     async fn tried(&self, visit: &Visit<'_>, input: Value) -> Result<(Exit, String), Failure> {
         let returned = || format!("The state/task '{}' returned a result", visit.name);
-        let mut states = States { input, ..States::default() };
+        let mut states = States { input, context: self.context(visit), result: None, error_output: None };
         let mut attempts = Attempts::default();
         let mut retries = 0;
         loop {
-            states.context = self.context(visit, retries, None);
+            states.context.retries = retries;
             states.result = None;
-            let exit = self.attempt(visit, &mut states, retries).await;
+            let exit = self.attempt(visit, &mut states).await;
             let exit = exit.and_then(|exit| checked(&exit.output, returned).map(|text| (exit, text)));
             let Err(failure) = exit else { return exit };
             if let Some(delay) = attempts.next(&visit.state.retry, &failure, || self.random.fraction()) {
@@ -252,7 +252,7 @@ impl Run {
     }
 
     /// One try at what a state does.
-    async fn attempt(&self, visit: &Visit<'_>, states: &mut States, retries: u64) -> Result<Exit, Failure> {
+    async fn attempt(&self, visit: &Visit<'_>, states: &mut States) -> Result<Exit, Failure> {
         let state = visit.state;
         match &state.kind {
             Kind::Pass | Kind::Succeed => {}
@@ -266,7 +266,7 @@ impl Run {
                 self.world.wait(duration).await;
             }
             Kind::Choice { rules, default } => return self.choose(visit, rules, default.as_deref(), states),
-            Kind::Task(task) => states.result = Some(self.task(visit, task, states, retries).await?),
+            Kind::Task(task) => states.result = Some(self.task(visit, task, states).await?),
             Kind::Parallel { arguments, branches } => {
                 let input = self.evaluated(visit, arguments.as_ref(), states, "Arguments")?;
                 let input = input.unwrap_or_else(|| states.input.clone());
@@ -324,13 +324,13 @@ impl Run {
         }
     }
 
-    async fn task(&self, visit: &Visit<'_>, task: &Task, states: &mut States, retries: u64) -> Result<Value, Failure> {
+    async fn task(&self, visit: &Visit<'_>, task: &Task, states: &mut States) -> Result<Value, Failure> {
         let resource = &task.resource;
         let mut callback = None;
         if resource.pattern == Pattern::Callback {
             let token = self.random.uuid();
-            states.context = self.context(visit, retries, Some(&token));
             callback = Some(self.world.callback(&token));
+            states.context.token = Some(token);
         }
         let arguments = self.evaluated(visit, task.arguments.as_ref(), states, "Arguments")?;
         let arguments = arguments.unwrap_or_else(|| states.input.clone());
@@ -351,8 +351,12 @@ impl Run {
         let about = || json!({ "resourceType": resource.service, "resource": resource.action });
         self.record(visit.last, Entry::with("TaskStarted", "taskStartedEventDetails", about()))?;
 
-        let call =
-            TaskCall { resource: resource.clone(), arguments, state: visit.name.to_owned(), retry_count: retries };
+        let call = TaskCall {
+            resource: resource.clone(),
+            arguments,
+            state: visit.name.to_owned(),
+            retry_count: states.context.retries,
+        };
         let work = self.work(visit, call, callback, heartbeat);
         let result = match timeout {
             None => work.await,
@@ -461,9 +465,7 @@ impl Run {
             let selected = match &map.selector {
                 None => value,
                 Some(selector) => {
-                    if let Some(context) = states.context.as_object_mut() {
-                        context.insert("Map".to_owned(), item.clone());
-                    }
+                    states.context.map = Some(item.clone());
                     self.evaluated(visit, Some(selector), states, "ItemSelector")?.unwrap_or_default()
                 }
             };
@@ -471,7 +473,7 @@ impl Run {
             jobs.push(Job { graph: &map.processor, input: selected, outer, iteration: Some(index) });
         }
         // What the item selector saw is not what the state's own Assign and Output see.
-        states.context = self.context(visit, 0, None);
+        states.context.map.clone_from(&visit.outer.map);
         let concurrency = if concurrency == 0 { jobs.len() } else { concurrency };
         self.side_by_side(visit, jobs, concurrency, started, "Map").await
     }
@@ -544,17 +546,15 @@ impl Run {
         .boxed()
     }
 
-    fn context(&self, visit: &Visit<'_>, retries: u64, token: Option<&str>) -> Value {
-        let mut context = self.context.clone();
-        let state = json!({ "EnteredTime": visit.entered, "Name": visit.name, "RetryCount": retries });
-        context.insert("State".to_owned(), state);
-        if let Some(map) = &visit.outer.map {
-            context.insert("Map".to_owned(), map.clone());
+    fn context(&self, visit: &Visit<'_>) -> Context {
+        Context {
+            execution: Arc::clone(&self.context),
+            state: visit.name.to_owned(),
+            entered: visit.entered.clone(),
+            retries: 0,
+            map: visit.outer.map.clone(),
+            token: None,
         }
-        if let Some(token) = token {
-            context.insert("Task".to_owned(), json!({ "Token": token }));
-        }
-        Value::Object(context)
     }
 
     /// Evaluates a field; a failure is recorded with the field's name.

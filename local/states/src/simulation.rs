@@ -98,7 +98,7 @@ pub fn simulate(
         world,
         history: Arc::clone(&history),
         random: Random::seeded(seed),
-        context,
+        context: Arc::new(context),
         role_arn: "arn:aws:iam::111122223333:role/simulated".to_owned(),
         region: "eu-west-1".to_owned(),
         last: AtomicU64::new(0),
