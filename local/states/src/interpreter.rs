@@ -709,7 +709,8 @@ impl Drop for AbortedIteration<'_> {
 
 /// The value's JSON text, if it is within the payload quota.
 fn checked(value: &Value, what: impl FnOnce() -> String) -> Result<String, Failure> {
-    let text = value.to_string();
+    // Not by Display, which formats piece by piece.
+    let text = serde_json::to_string(value).unwrap_or_default();
     if text.len() > MAX_PAYLOAD_BYTES {
         let cause = format!("{} with a size exceeding the maximum number of bytes service limit.", what());
         return Err(Failure::new(DATA_LIMIT_EXCEEDED, cause));
