@@ -23,6 +23,9 @@ mod updates;
 mod versions;
 mod webhooks;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
