@@ -47,7 +47,10 @@ async fn serve(entry: &'static Entry) -> Result<(), lambda_runtime::Error> {
 
 /// JSON lines; `RUST_LOG` filters, `info` by default. A panic is a line like any other.
 fn log_as_json() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // The runtime repeats every error, without saying whose.
+    let twice = "lambda_runtime::layers::panic=off".parse().ok();
+    let asked = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = twice.into_iter().fold(asked, EnvFilter::add_directive);
     let lines = tracing_subscriber::fmt().json().flatten_event(true).with_span_list(false).with_env_filter(filter);
     // Only a second call in one process fails, and then logging is set up.
     let _ = lines.try_init();
@@ -74,8 +77,8 @@ async fn invoke(entry: &Entry, cx: &Context, payload: Value, request: &str) -> R
 
         let status = Status::of(&result);
         match &result {
-            Ok(_) => info!(?status, "{}", status.detail().unwrap_or("done")),
-            Err(failure) => warn!(?status, error = failure.name.as_str(), "{}", failure.cause),
+            Ok(_) => info!(status = status.as_str(), "{}", status.detail().unwrap_or("done")),
+            Err(failure) => warn!(status = status.as_str(), error = failure.name.as_str(), "{}", failure.cause),
         }
         if let Subject { run: Some(run), cluster: Some(cluster), phase } = &subject {
             let step = phase.as_ref().map_or_else(|| entry.name.to_owned(), |phase| format!("{}-{phase}", entry.name));

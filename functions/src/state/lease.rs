@@ -56,10 +56,17 @@ pub enum Decision {
         /// ARN of the holder's execution.
         execution: String,
     },
-    /// Leave it.
+    /// Leave it: its run is at work.
     Leave {
         /// A whole sentence.
         because: String,
+    },
+    /// Leave it for a while: functions of its run may still be at work.
+    TooEarly {
+        /// A whole sentence.
+        because: String,
+        /// How long.
+        seconds: i64,
     },
 }
 
@@ -83,11 +90,9 @@ impl Lease {
 pub fn decide(lease: Option<&Lease>, execution: &str, holder: Option<Execution>, now: OffsetDateTime) -> Decision {
     let Some(lease) = lease else { return Decision::Take { fence: 1 } };
     let take = Decision::Take { fence: lease.fence + 1 };
-    let too_early = |who: &str, until: OffsetDateTime| Decision::Leave {
-        because: format!(
-            "{who} and functions of it may still be at work for {} s.",
-            (until - now).whole_seconds().max(1)
-        ),
+    let too_early = |who: &str, until: OffsetDateTime| Decision::TooEarly {
+        because: format!("{who}; functions of it may still be at work."),
+        seconds: (until - now).whole_seconds().max(1),
     };
     let Some(held) = &lease.holder else {
         return match lease.free_at {
@@ -148,8 +153,8 @@ mod tests {
         Lease { fence: 7, holder: Some(holder), free_at: None }
     }
 
-    fn leaves(decision: &Decision) -> bool {
-        matches!(decision, Decision::Leave { .. })
+    fn waits(decision: &Decision) -> bool {
+        matches!(decision, Decision::TooEarly { .. })
     }
 
     #[test]
@@ -179,8 +184,8 @@ mod tests {
     #[test]
     fn an_ended_holder_loses_it_when_its_functions_are_surely_over() {
         let ended = |ago| decide(Some(&held_by("a")), "b", Some(Execution::Ended(NOW - Duration::seconds(ago))), NOW);
-        assert!(leaves(&ended(0)));
-        assert!(leaves(&ended(119)));
+        assert!(waits(&ended(0)));
+        assert!(waits(&ended(119)));
         assert_eq!(ended(120), Decision::Take { fence: 8 });
     }
 
@@ -189,14 +194,14 @@ mod tests {
         let mut lease = held_by("a");
         assert_eq!(decide(Some(&lease), "b", Some(Execution::Unknown), NOW), Decision::Take { fence: 8 });
         lease.holder.as_mut().unwrap().taken_at = NOW - Duration::seconds(5);
-        assert!(leaves(&decide(Some(&lease), "b", Some(Execution::Unknown), NOW)));
+        assert!(waits(&decide(Some(&lease), "b", Some(Execution::Unknown), NOW)));
     }
 
     #[test]
     fn a_run_that_was_cut_off_blocks_until_its_functions_are_surely_over() {
         let mut cut = Lease { fence: 7, holder: None, free_at: Some(NOW + Duration::seconds(30)) };
         let decision = decide(Some(&cut), "b", None, NOW);
-        assert!(matches!(&decision, Decision::Leave { because } if because.contains("for 30 s")), "{decision:?}");
+        assert!(matches!(decision, Decision::TooEarly { seconds: 30, .. }), "{decision:?}");
         cut.free_at = Some(NOW);
         assert_eq!(decide(Some(&cut), "b", None, NOW), Decision::Take { fence: 8 });
     }

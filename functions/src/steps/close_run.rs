@@ -183,6 +183,7 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
                 tracing::info!(execution = detail.execution_arn, cluster = cluster.name, "it opened no run");
                 return Ok(Output { outcome: closing.outcome });
             };
+            tracing::Span::current().record("cluster", &cluster.name).record("run", &row.run.id);
             close(cx, &cluster, &row.run, &closing).await
         }
     }

@@ -105,6 +105,9 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
             }
             Decision::Ask { execution } => return Err(held(&cluster, &format!("{execution} holds it."))),
             Decision::Leave { because } => return Err(held(&cluster, &because)),
+            Decision::TooEarly { because, seconds } => {
+                return Err(held(&cluster, &because).remedy(format!("Start again in {seconds} s.")));
+            }
         }
     }
     Err(held(&cluster, "Several executions were started for it at once, and another one has it."))
