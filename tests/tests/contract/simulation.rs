@@ -1,0 +1,253 @@
+//! Thousands of runs of the real machine on virtual time, with sample answers and thrown-in failures.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use slipway_functions::steps;
+use slipway_statemachine::ErrorName;
+use slipway_states::definition::StateMachine;
+use slipway_states::failure::TaskError;
+use slipway_states::simulation::{Answer, Invocation, Simulated, simulate};
+use slipway_tests::{repository, samples};
+
+/// What was called: step, outcome of its call.
+type Calls = Arc<Mutex<Vec<(String, Value, bool)>>>;
+
+fn machine() -> Arc<StateMachine> {
+    Arc::new(StateMachine::parse(&repository::provision().unwrap()).unwrap())
+}
+
+fn example() -> Value {
+    repository::read_json("examples/innovate-dev.json").unwrap()
+}
+
+/// A step's failure as Lambda reports it.
+fn failure(name: &str, message: &str) -> TaskError {
+    TaskError::from_function_error(&json!({ "errorType": name, "errorMessage": message, "stackTrace": [] }))
+}
+
+/// Runs the machine with an answer, or a failure, for every call of a step.
+fn run(
+    machine: &Arc<StateMachine>,
+    seed: u64,
+    mut step: impl FnMut(&str, &Value, &Invocation<'_>) -> Result<Value, TaskError> + Send + 'static,
+) -> (Simulated, Vec<(String, Value, bool)>) {
+    let calls: Calls = Arc::default();
+    let record = Arc::clone(&calls);
+    let simulated = simulate(machine, &example(), seed, move |invocation| {
+        let name = samples::step_of(invocation);
+        let payload = invocation.arguments["Payload"].clone();
+        let result = step(&name, &payload, invocation);
+        record.lock().unwrap().push((name, payload, result.is_ok()));
+        let result = result.map(|answer| json!({ "ExecutedVersion": "1", "StatusCode": 200, "Payload": answer }));
+        Answer { after: Duration::from_millis(1 + invocation.random.bits() % 3000), result }
+    })
+    .unwrap();
+    let calls = calls.lock().unwrap().clone();
+    (simulated, calls)
+}
+
+fn waiting(seconds: u64) -> Value {
+    json!({ "done": false, "retryAfterSeconds": seconds, "detail": "not yet" })
+}
+
+fn waits(step: &str) -> bool {
+    samples::answer(step, &Value::Null)["done"] == true
+}
+
+#[test]
+fn a_run_without_trouble_succeeds_with_useful_outputs_and_few_transitions() {
+    let (simulated, calls) = run(&machine(), 7, |step, payload, _| Ok(samples::answer(step, payload)));
+    let output = simulated.result.unwrap();
+    assert_eq!(output["outcome"], "Succeeded");
+    assert_eq!(output["cluster"]["version"], "1.36");
+    assert_eq!(output["karpenter"]["chartVersion"], "1.14.1");
+    assert_eq!(output["nodePools"], json!(["x86", "graviton"]));
+    assert_eq!(output["capacity"]["nodes"][0]["architecture"], "arm64");
+    let closing = &calls.last().unwrap().1;
+    assert_eq!(
+        (&closing["outcome"], &closing["outputs"]["network"]["vpcId"]),
+        (&json!("Succeeded"), &output["network"]["vpcId"])
+    );
+    let transitions = simulated.events.iter().filter(|event| event.kind.ends_with("StateEntered")).count();
+    assert!(transitions <= 45, "{transitions} transitions");
+}
+
+#[test]
+fn every_payload_and_every_answer_fits_its_schema() {
+    let schemas: BTreeMap<&str, (jsonschema::Validator, jsonschema::Validator)> = steps::ALL
+        .iter()
+        .map(|step| {
+            let validator = |schema: Value| jsonschema::validator_for(&schema).unwrap();
+            (step.name, (validator((step.input)().to_value()), validator((step.output)().to_value())))
+        })
+        .collect();
+    let mut unhealthy = true;
+    let (simulated, calls) = run(&machine(), 7, move |step, payload, _| {
+        let mut answer = samples::answer(step, payload);
+        if step == "check-karpenter" && std::mem::take(&mut unhealthy) {
+            let pods = json!([{ "name": "karpenter-0", "uid": "1", "reason": "exit 1" }]);
+            answer = json!({ "health": "Failed", "retryAfterSeconds": 5, "detail": "x", "failingPods": pods });
+        }
+        if let Some((input, output)) = schemas.get(step) {
+            for (what, schema, value) in [("input", input, payload), ("output", output, &answer)] {
+                let errors: Vec<String> =
+                    schema.iter_errors(value).map(|e| format!("{} at {}", e, e.instance_path())).collect();
+                assert!(errors.is_empty(), "{step}: {what} {value}: {errors:?}");
+            }
+        }
+        Ok(answer)
+    });
+    simulated.result.unwrap();
+    for step in steps::ALL {
+        assert!(calls.iter().any(|(name, ..)| name == step.name), "{} was not called", step.name);
+    }
+}
+
+#[test]
+fn a_step_that_is_never_done_ends_in_a_named_failure() {
+    let machine = machine();
+    for step in steps::ALL.iter().map(|step| step.name).filter(|step| waits(step) || *step == "check-karpenter") {
+        let (simulated, calls) = run(&machine, 3, move |name, payload, _| {
+            if name != step {
+                return Ok(samples::answer(name, payload));
+            }
+            let stuck =
+                json!({ "health": "Progressing", "retryAfterSeconds": 30, "detail": "not yet", "failingPods": [] });
+            Ok(if step == "check-karpenter" { stuck } else { waiting(30) })
+        });
+        let failed = simulated.result.unwrap_err();
+        assert!(ErrorName::ALL.iter().any(|name| name.as_str() == failed.error), "{step}: {failed}");
+        assert!(failed.cause.contains("not yet") && failed.cause.contains("same input"), "{step}: {}", failed.cause);
+        assert_eq!(calls.last().unwrap().1["outcome"], "Failed", "{step}");
+        assert!(simulated.duration < Duration::from_secs(10_000), "{step}: {:?}", simulated.duration);
+    }
+}
+
+#[test]
+fn a_failed_step_shows_its_own_error_and_how_to_go_on() {
+    let machine = machine();
+    for (step, name) in
+        [("ensure-network", "NetworkFailed"), ("install-karpenter", "ChartNotFound"), ("preflight", "PreflightFailed")]
+    {
+        let (simulated, calls) = run(&machine, 5, move |called, payload, _| {
+            if called == step {
+                Err(failure(name, "The \"thing\" is wrong."))
+            } else {
+                Ok(samples::answer(called, payload))
+            }
+        });
+        let failed = simulated.result.unwrap_err();
+        assert_eq!(failed.error, name);
+        assert!(
+            failed.cause.starts_with("The \"thing\" is wrong. To go on, start the machine again"),
+            "{}",
+            failed.cause
+        );
+        let closing = &calls.last().unwrap().1;
+        assert_eq!(closing["failure"], json!({ "error": name, "cause": "The \"thing\" is wrong." }));
+    }
+}
+
+#[test]
+fn a_cause_that_is_no_json_survives() {
+    let machine = machine();
+    for cause in ["plain text", "{broken", "{\"no\":\"message\"}", "", "{}"] {
+        let (simulated, _) = run(&machine, 5, move |called, payload, _| match called {
+            "create-cluster" => Err(TaskError::new("Runtime.Weird", cause)),
+            _ => Ok(samples::answer(called, payload)),
+        });
+        let failed = simulated.result.unwrap_err();
+        assert_eq!(failed.error, "Runtime.Weird");
+        assert!(failed.cause.starts_with(cause), "{cause}: {}", failed.cause);
+    }
+}
+
+#[test]
+fn a_run_that_was_not_opened_fails_with_its_own_error_and_is_not_closed() {
+    let (simulated, calls) = run(&machine(), 5, |_, _, _| Err(failure("InvalidInput", "$.name is required.")));
+    let failed = simulated.result.unwrap_err();
+    assert_eq!((failed.error.as_str(), failed.cause.as_str()), ("InvalidInput", "$.name is required."));
+    assert_eq!(calls.len(), 1);
+}
+
+#[test]
+fn karpenter_is_healed_no_more_often_than_the_spec_allows() {
+    let (simulated, calls) = run(&machine(), 5, |step, payload, _| {
+        let pods = json!([{ "name": "karpenter-0", "uid": "1", "reason": "exit 1" }]);
+        let failing =
+            json!({ "health": "Failed", "retryAfterSeconds": 5, "detail": "exit 1, 403", "failingPods": pods });
+        Ok(if step == "check-karpenter" { failing } else { samples::answer(step, payload) })
+    });
+    let failed = simulated.result.unwrap_err();
+    assert_eq!(failed.error, "KarpenterNotReady");
+    assert!(failed.cause.contains("5 of 5 heals: exit 1, 403"), "{}", failed.cause);
+    assert_eq!(calls.iter().filter(|(step, ..)| step == "heal-karpenter").count(), 5);
+}
+
+/// Whatever happens, a run ends by itself, under a name, and closed if it was opened.
+#[test]
+fn a_thousand_troubled_runs_all_end_closed_and_named() {
+    let machine = machine();
+    let outcomes: Mutex<BTreeMap<String, usize>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for half in 0..2 {
+            let (machine, outcomes) = (&machine, &outcomes);
+            scope.spawn(move || {
+                for seed in (0..1000).filter(|seed| seed % 2 == half) {
+                    *outcomes.lock().unwrap().entry(troubled(machine, seed)).or_default() += 1;
+                }
+            });
+        }
+    });
+    let outcomes = outcomes.into_inner().unwrap();
+    assert!(outcomes["Succeeded"] > 400 && outcomes.len() > 4, "{outcomes:?}");
+}
+
+/// A run in which things go wrong at random; its error's name, or `Succeeded`.
+fn troubled(machine: &Arc<StateMachine>, seed: u64) -> String {
+    const TRANSIENT: &[&str] = &[
+        "Lambda.TooManyRequestsException",
+        "Lambda.Unknown",
+        "Throttled",
+        "AwsUnavailable",
+        "PropagationPending",
+        "States.Timeout",
+    ];
+    const FATAL: &[&str] = &["AccessDenied", "AwsRefused", "LeaseLost", "Internal", "QuotaExceeded"];
+    let (simulated, calls) = run(machine, seed, move |step, payload, invocation| {
+        let bits = usize::try_from(invocation.random.bits() % 60).unwrap();
+        let dice = invocation.random.fraction();
+        if dice < 0.08 {
+            return Err(failure(TRANSIENT[bits % TRANSIENT.len()], "later"));
+        }
+        if dice < 0.09 {
+            return Err(failure(FATAL[bits % FATAL.len()], "no"));
+        }
+        if dice < 0.3 && waits(step) {
+            return Ok(waiting(1 + bits as u64));
+        }
+        if dice < 0.5 && step == "check-karpenter" {
+            let health = ["Progressing", "Failed"][bits % 2];
+            let pods = json!([{ "name": "karpenter-0", "uid": "1", "reason": "exit 1" }]);
+            return Ok(json!({ "health": health, "retryAfterSeconds": 5, "detail": "x", "failingPods": pods }));
+        }
+        Ok(samples::answer(step, payload))
+    });
+    let opened = calls.iter().any(|(step, _, fine)| step == "open-run" && *fine);
+    let closed = calls.iter().rfind(|(step, ..)| step == "close-run").map(|(_, payload, _)| payload["outcome"].clone());
+    match &simulated.result {
+        Ok(output) => {
+            assert_eq!((&output["outcome"], closed), (&json!("Succeeded"), Some(json!("Succeeded"))), "seed {seed}");
+            "Succeeded".to_owned()
+        }
+        Err(failed) => {
+            let known = ErrorName::ALL.iter().any(|name| name.as_str() == failed.error);
+            assert!(known || TRANSIENT.contains(&failed.error.as_str()), "seed {seed}: {failed}");
+            assert_eq!(closed, opened.then(|| json!("Failed")), "seed {seed}: {failed}");
+            failed.error.clone()
+        }
+    }
+}
