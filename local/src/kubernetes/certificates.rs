@@ -12,43 +12,42 @@ use time::{Duration, OffsetDateTime};
 
 /// A certificate with its private key, both PEM.
 #[derive(Debug, Clone)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// The certificate.
-    pub certificate: String,
+    pub(crate) certificate: String,
     /// Its key, PKCS #8.
-    pub key: String,
+    pub(crate) key: String,
 }
 
 /// Everything that the parts of one cluster prove themselves with.
 #[derive(Debug, Clone)]
-pub struct Certificates {
+pub(crate) struct Certificates {
     /// The cluster's own authority: EKS has one per cluster, too.
-    pub authority: String,
+    pub(crate) authority: String,
     /// The API server and the kubelets (they listen on loopback, on ports of their own).
-    pub server: Identity,
+    pub(crate) server: Identity,
     /// `system:masters`, for the local cloud itself.
-    pub admin: Identity,
+    pub(crate) admin: Identity,
     /// What the API server shows to a kubelet.
-    pub kubelet_client: Identity,
+    pub(crate) kubelet_client: Identity,
     /// The controller manager. A member of `system:masters`: without credentials of their own per controller
     /// it would be refused nearly everything, and the not-ready taint would never leave a node.
-    pub controller_manager: Identity,
+    pub(crate) controller_manager: Identity,
     /// The scheduler.
-    pub scheduler: Identity,
+    pub(crate) scheduler: Identity,
     /// Signs service account tokens: RSA, for RS256 as on EKS.
-    pub service_account: Identity,
+    pub(crate) service_account: Identity,
 }
 
 /// Where the files of [`Certificates::write`] are.
 #[derive(Debug, Clone)]
-pub struct CertificateFiles {
+pub(crate) struct CertificateFiles {
     dir: PathBuf,
 }
 
 impl CertificateFiles {
     /// A certificate's or key's file: `ca.crt`, `server.key`, `service-account.pub`, …
-    #[must_use]
-    pub fn path(&self, file: &str) -> PathBuf {
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
         self.dir.join(file)
     }
 }
@@ -59,7 +58,7 @@ impl Certificates {
     ///
     /// # Errors
     /// Only what the cryptographic library refuses.
-    pub fn generate(service_address: Ipv4Addr) -> anyhow::Result<Self> {
+    pub(crate) fn generate(service_address: Ipv4Addr) -> anyhow::Result<Self> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "kubernetes");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -94,7 +93,7 @@ impl Certificates {
     ///
     /// # Errors
     /// What the file system refuses.
-    pub fn write(&self, dir: &Path) -> anyhow::Result<CertificateFiles> {
+    pub(crate) fn write(&self, dir: &Path) -> anyhow::Result<CertificateFiles> {
         std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
         let files = [
             ("ca.crt", &self.authority),

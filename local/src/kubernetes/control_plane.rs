@@ -332,7 +332,8 @@ fn flag(name: &str, value: impl AsRef<std::ffi::OsStr>) -> OsString {
     flag
 }
 
-fn kubeconfig(url: &str, authority: &str, identity: &Identity) -> Value {
+/// A kubeconfig for one identity.
+pub(super) fn kubeconfig(url: &str, authority: &str, identity: &Identity) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Config",
@@ -360,7 +361,8 @@ fn token_webhook(url: &str) -> Value {
     })
 }
 
-async fn client(kubeconfig: Value) -> anyhow::Result<kube::Client> {
+/// A client for a kubeconfig.
+pub(super) async fn client(kubeconfig: Value) -> anyhow::Result<kube::Client> {
     let kubeconfig: Kubeconfig = serde_json::from_value(kubeconfig)?;
     let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     // Whatever the caller's environment says: the cluster is on loopback.

@@ -1,7 +1,8 @@
 //! Real Kubernetes control planes, one per cluster, and the machines that join them.
 
+mod absent;
 mod agent;
-pub mod certificates;
+mod certificates;
 mod control_plane;
 mod machines;
 mod processes;
@@ -18,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::gateway::call::{Aws, Dispatch, Principal};
 
+pub use self::absent::AbsentControlPlanes;
 use self::agent::{Agent, AgentConfig};
 use self::control_plane::{Components, Programs};
 use self::machines::{InstanceTypes, Machines};
