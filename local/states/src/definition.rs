@@ -262,6 +262,7 @@ impl Reader {
             }
         };
         let graph = self.graph(fields, "", jsonata)?;
+        self.shadows(&graph, "", &BTreeSet::new());
         Some(StateMachine { graph, timeout })
     }
 
@@ -327,6 +328,33 @@ impl Reader {
         }
         for name in entries.keys().filter(|name| !reached.contains(name.as_str())) {
             self.problem(TARGET, &format!("{at}/States/{name}"), format!("State \"{name}\" is not reachable."));
+        }
+    }
+
+    /// An inner level may read the variables of the outer ones, but not have its own of the same name.
+    fn shadows(&mut self, graph: &Graph, at: &str, outer: &BTreeSet<&str>) {
+        let mut visible = outer.clone();
+        for (name, state) in &graph.states {
+            for variable in state.assigned() {
+                if outer.contains(variable) {
+                    let message = format!("The variable '{variable}' is already assigned in an outer scope");
+                    self.schema(&format!("{at}/States/{name}/Assign"), message);
+                }
+                visible.insert(variable);
+            }
+        }
+        for (name, state) in &graph.states {
+            match &state.kind {
+                Kind::Parallel { branches, .. } => {
+                    for (index, branch) in branches.iter().enumerate() {
+                        self.shadows(branch, &format!("{at}/States/{name}/Branches/{index}"), &visible);
+                    }
+                }
+                Kind::Map(map) => {
+                    self.shadows(&map.processor, &format!("{at}/States/{name}/ItemProcessor"), &visible);
+                }
+                _ => {}
+            }
         }
     }
 
@@ -748,6 +776,18 @@ impl State {
         targets
             .extend(self.catch.iter().enumerate().map(|(i, entry)| (format!("Catch/{i}/Next"), entry.next.as_str())));
         targets
+    }
+}
+
+impl State {
+    /// The variables that it may assign: its own, its catchers' and its rules'.
+    pub fn assigned(&self) -> impl Iterator<Item = &str> {
+        let rules = match &self.kind {
+            Kind::Choice { rules, .. } => rules.as_slice(),
+            _ => &[],
+        };
+        let assigns = rules.iter().map(|rule| &rule.assign).chain(self.catch.iter().map(|entry| &entry.assign));
+        assigns.chain([&self.assign]).flatten().flat_map(Template::keys)
     }
 }
 

@@ -132,6 +132,17 @@ impl Template {
         matches!(self, Self::Literal(_))
     }
 
+    /// The keys of an object.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        let (literal, parts) = match self {
+            Self::Literal(Value::Object(members)) => (Some(members), [].as_slice()),
+            Self::Object(parts) => (None, parts.as_slice()),
+            _ => (None, [].as_slice()),
+        };
+        let literal = literal.into_iter().flat_map(Map::keys).map(String::as_str);
+        literal.chain(parts.iter().map(|(key, _)| key.as_str()))
+    }
+
     /// Calls `f` for every expression.
     pub fn each_query<'a>(&'a self, f: &mut dyn FnMut(&'a Query)) {
         match self {

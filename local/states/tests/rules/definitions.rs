@@ -98,6 +98,27 @@ fn the_members_of_states_have_their_places() {
     assert!(problem(&pass(json!({ "Assign": { "a-b": 1 } }))).contains("not a variable name"));
 }
 
+/// Guide, "Passing data between states with variables", variable scope: a name of an outer scope is taken.
+#[test]
+fn an_inner_scope_has_names_of_its_own() {
+    let inner = |name: &str| {
+        let branch = json!({ "StartAt": "In", "States": { "In": pass(json!({ "Assign": { name: 1 } })) } });
+        problems(
+            "Both",
+            &json!({
+                "Both": { "Type": "Parallel", "Branches": [branch], "Next": "Out" },
+                "Out": pass(json!({ "Assign": { "taken": "{% 1 %}" } })),
+            }),
+        )
+    };
+    assert!(inner("free").is_empty());
+    assert_eq!(
+        inner("taken"),
+        ["SCHEMA_VALIDATION_FAILED: The variable 'taken' is already assigned in an outer scope at \
+         /States/Both/Branches/0/States/In/Assign"]
+    );
+}
+
 /// Guide, "Handling errors": States.ALL alone in ErrorEquals and last in the list.
 #[test]
 fn states_all_stands_alone_and_last() {
