@@ -1,6 +1,7 @@
 //! A cluster's API server: login, reading, server-side apply and pruning, and errors with the machine's names.
 
 pub mod chart;
+pub mod reach;
 pub(crate) mod token;
 
 use std::collections::{BTreeMap, BTreeSet};

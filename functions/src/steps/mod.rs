@@ -46,9 +46,11 @@ macro_rules! steps {
 
 // A new step is two lines here: its module, and its place in the table.
 pub mod apply_node_pools;
+pub mod associate_access_policy;
 pub mod bind_identity;
 pub mod check_karpenter;
 pub mod close_run;
+pub mod create_cluster;
 pub mod ensure_addons;
 pub mod ensure_cluster_roles;
 pub mod ensure_interruption_queue;
@@ -60,6 +62,7 @@ pub mod open_run;
 pub mod preflight;
 pub mod probe_identity;
 pub mod verify_capacity;
+pub mod wait_oidc;
 
 steps! {
     open_run::OpenRun,
@@ -67,6 +70,9 @@ steps! {
     ensure_network::EnsureNetwork,
     ensure_cluster_roles::EnsureClusterRoles,
     ensure_interruption_queue::EnsureInterruptionQueue,
+    create_cluster::CreateCluster,
+    wait_oidc::WaitOidc,
+    associate_access_policy::AssociateAccessPolicy,
     ensure_addons::EnsureAddons,
     ensure_node_group::EnsureNodeGroup,
     bind_identity::BindIdentity,
