@@ -56,7 +56,7 @@ pub struct Output {
 
 impl Step for AssociateAccessPolicy {
     const NAME: &'static str = "associate-access-policy";
-    const ERRORS: &'static [ErrorName] = &[ErrorName::NotOurs, ErrorName::QuotaExceeded];
+    const ERRORS: &'static [ErrorName] = &[ErrorName::NotOurs];
     type Input = Input;
     type Output = Progress<Output>;
 }

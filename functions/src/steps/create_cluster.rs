@@ -88,8 +88,7 @@ pub struct Output {
 
 impl Step for CreateCluster {
     const NAME: &'static str = "create-cluster";
-    const ERRORS: &'static [ErrorName] =
-        &[ErrorName::ClusterFailed, ErrorName::NotOurs, ErrorName::NotYetSupported, ErrorName::QuotaExceeded];
+    const ERRORS: &'static [ErrorName] = &[ErrorName::ClusterFailed, ErrorName::NotOurs, ErrorName::NotYetSupported];
     type Input = Input;
     type Output = Progress<Output>;
 }

@@ -52,7 +52,7 @@ pub struct Output {
 
 impl Step for WaitOidc {
     const NAME: &'static str = "wait-oidc";
-    const ERRORS: &'static [ErrorName] = &[ErrorName::QuotaExceeded];
+    const ERRORS: &'static [ErrorName] = &[];
     type Input = Input;
     type Output = Progress<Output>;
 }
