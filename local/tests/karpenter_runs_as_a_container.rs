@@ -54,6 +54,7 @@ fn controller() -> Pod {
 async fn a_refused_karpenter_is_restarted_and_heard() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = Cluster::start(dir.path(), &refusing_aws().await).await;
+    cluster.install_network_plugin().await;
     let pods: Api<Pod> = Api::default_namespaced(cluster.plane.admin.clone());
     pods.create(&PostParams::default(), &controller()).await.unwrap();
 

@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Cluster, eventually, processes_of};
-use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
+use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, PostParams};
 use serde_json::json;
@@ -19,25 +19,6 @@ fn deployment(name: &str, image: &str) -> Deployment {
             "template": {
                 "metadata": { "labels": { "app": name } },
                 "spec": { "containers": [{ "name": "main", "image": image }] },
-            },
-        },
-    }))
-    .unwrap()
-}
-
-fn network_plugin() -> DaemonSet {
-    serde_json::from_value(json!({
-        "metadata": { "name": "aws-node" },
-        "spec": {
-            "selector": { "matchLabels": { "k8s-app": "aws-node" } },
-            "template": {
-                "metadata": { "labels": { "k8s-app": "aws-node" } },
-                "spec": {
-                    "hostNetwork": true,
-                    "tolerations": [{ "operator": "Exists" }],
-                    "initContainers": [{ "name": "init", "image": "amazon-k8s-cni-init" }],
-                    "containers": [{ "name": "aws-node", "image": "amazon-k8s-cni" }],
-                },
             },
         },
     }))
@@ -70,8 +51,7 @@ async fn machines_join_and_their_pods_run() {
     })
     .await;
     assert!(joined.iter().all(|node| !is_ready(node)), "without the network plugin a node is not ready");
-    let plugins: Api<DaemonSet> = Api::namespaced(client.clone(), "kube-system");
-    plugins.create(&post, &network_plugin()).await.unwrap();
+    cluster.install_network_plugin().await;
 
     eventually("a rolled out deployment", || async {
         let status = deployments.get("good").await.unwrap().status?;

@@ -17,9 +17,11 @@ use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::paths::Paths;
+use crate::processes::{Child, spawn};
+
 use super::NewControlPlane;
 use super::certificates::{CertificateFiles, Certificates, Identity};
-use super::processes::{Child, spawn};
 
 /// Ready takes 3 to 6 s on an idle machine with two cores (measured); this is for one that builds something beside.
 const READY_WITHIN: Duration = Duration::from_mins(2);
@@ -50,7 +52,7 @@ const CONTROLLERS: [&str; 16] = [
 /// Where the programs are.
 #[derive(Debug, Clone)]
 pub(crate) struct Programs {
-    bin: PathBuf,
+    paths: Paths,
     /// `KUBEBUILDER_ASSETS`: somebody's own etcd and kube-apiserver.
     assets: Option<PathBuf>,
 }
@@ -58,33 +60,29 @@ pub(crate) struct Programs {
 impl Programs {
     /// Programs in the `bin` folder of the cache, or in `KUBEBUILDER_ASSETS` where that has them.
     pub(crate) fn new(cache: &Path) -> Self {
-        Self { bin: cache.join("bin"), assets: std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) }
+        Self { paths: Paths::new(cache.to_owned()), assets: std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from) }
     }
 
-    /// A command, with an empty environment, that ends when its standard input does.
+    /// A command that ends when its standard input does.
     pub(crate) fn command(&self, name: &str) -> anyhow::Result<Command> {
         if let Some(foreign) = self.assets.as_ref().map(|assets| assets.join(name)).filter(|path| path.exists()) {
             return self.tethered(&foreign);
         }
         let mut command = Command::new(self.find(name)?);
-        command.env_clear().env("SLIPWAY_TETHER", "1");
+        command.env("SLIPWAY_TETHER", "1");
         Ok(command)
     }
 
     /// A command for a program that knows nothing of tethers.
     pub(crate) fn tethered(&self, program: &Path) -> anyhow::Result<Command> {
         let mut command = Command::new(self.find("tether")?);
-        command.env_clear().arg(program);
+        command.arg(program);
         Ok(command)
     }
 
     /// A program of the cache.
     pub(crate) fn find(&self, name: &str) -> anyhow::Result<PathBuf> {
-        let path = self.bin.join(name);
-        if path.exists() {
-            return Ok(path);
-        }
-        Err(anyhow!("{} is missing: run make setup, which builds it into the cache folder", path.display()))
+        self.paths.program(name)
     }
 }
 
@@ -219,7 +217,11 @@ impl Supervisor {
                     let _ = ended.send(name).await;
                 }
                 // SIGTERM would take up to 15 s (measured), and nothing here is worth saving.
-                () = stopping.cancelled() => child.kill().await,
+                () = stopping.cancelled() => {
+                    if let Err(error) = child.kill().await {
+                        tracing::warn!(cluster, component = name, %error, "a component may have stayed");
+                    }
+                }
             }
         });
         Ok(())

@@ -5,7 +5,6 @@ mod agent;
 mod certificates;
 mod control_plane;
 mod machines;
-mod processes;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

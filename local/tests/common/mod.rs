@@ -9,6 +9,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use kube::api::{Api, PostParams};
+use serde_json::json;
 use slipway_local::gateway::call::{Answer, Call, Dispatch};
 use slipway_local::kubernetes::{
     ControlPlane, ControlPlanes as _, NewControlPlane, NodeAuthority, RealControlPlanes, RealControlPlanesConfig,
@@ -76,9 +79,9 @@ fn cache() -> PathBuf {
     cache
 }
 
-/// Asks until there is something, for at most 20 s.
+/// Asks until there is something, for at most a minute: seconds on an idle machine.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
-    let found = tokio::time::timeout(Duration::from_secs(20), async {
+    let found = tokio::time::timeout(Duration::from_mins(1), async {
         loop {
             if let Some(found) = ask().await {
                 return found;
@@ -133,8 +136,33 @@ impl Cluster {
         Self { cloud, planes, plane }
     }
 
+    /// What EKS's add-on `vpc-cni` brings: without it no node is ready.
+    pub async fn install_network_plugin(&self) {
+        let plugins: Api<DaemonSet> = Api::namespaced(self.plane.admin.clone(), "kube-system");
+        plugins.create(&PostParams::default(), &network_plugin()).await.unwrap();
+    }
+
     /// Stops it, as EKS would.
     pub async fn stop(&self) {
         self.planes.stop("111122223333", "eu-west-1", "demo").await;
     }
+}
+
+fn network_plugin() -> DaemonSet {
+    serde_json::from_value(json!({
+        "metadata": { "name": "aws-node" },
+        "spec": {
+            "selector": { "matchLabels": { "k8s-app": "aws-node" } },
+            "template": {
+                "metadata": { "labels": { "k8s-app": "aws-node" } },
+                "spec": {
+                    "hostNetwork": true,
+                    "tolerations": [{ "operator": "Exists" }],
+                    "initContainers": [{ "name": "init", "image": "amazon-k8s-cni-init" }],
+                    "containers": [{ "name": "aws-node", "image": "amazon-k8s-cni" }],
+                },
+            },
+        },
+    }))
+    .unwrap()
 }

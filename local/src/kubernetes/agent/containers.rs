@@ -16,8 +16,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::processes::{Child, spawn};
+
 use super::super::machines::Machine;
-use super::super::processes::{Child, spawn};
 use super::Cluster;
 use super::environment::{Place, variables};
 use super::images::Program;
@@ -155,7 +156,7 @@ impl Process {
             tokio::select! {
                 exit = child.wait() => break exit,
                 () = self.stop.cancelled() => {
-                    child.kill().await;
+                    self.kill(&mut child).await;
                     return Life::Stopped;
                 }
                 Some(verdict) = findings.recv() => match verdict {
@@ -165,7 +166,7 @@ impl Process {
                     }
                     Verdict::Dead(message) => {
                         record(&self.cluster, &self.machine, &self.pod, "Warning", "Unhealthy", &message).await;
-                        child.kill().await;
+                        self.kill(&mut child).await;
                     }
                 },
             }
@@ -175,6 +176,12 @@ impl Process {
         status::end(status, exit_code, reason, self.termination_message(exit_code, &log));
         self.publish(status).await;
         Life::Ended { exit_code, lasted: started.elapsed() }
+    }
+
+    async fn kill(&self, child: &mut Child) {
+        if let Err(error) = child.kill().await {
+            tracing::warn!(pod = self.pod.name_any(), %error, "a container's process may have stayed");
+        }
     }
 
     /// The log's end, where the container asks for it to be its message.
