@@ -163,7 +163,7 @@ pub fn classify(code: &str, message: &str, status: u16) -> ErrorName {
     } else if code.contains("LimitExceeded") || code.contains("QuotaExceeded") || code == "MaxSpotInstanceCountExceeded"
     {
         ErrorName::QuotaExceeded
-    } else if status >= 500 || SERVER_CODES.contains(&code) {
+    } else if (status >= 500 && status != 501) || SERVER_CODES.contains(&code) {
         ErrorName::AwsUnavailable
     } else {
         ErrorName::AwsRefused
@@ -219,6 +219,7 @@ mod tests {
             ),
             ("AWS.SimpleQueueService.QueueDeletedRecently", "You must wait 60 seconds", 400, PropagationPending),
             ("InvalidParameterException", "subnets must be in two zones", 400, AwsRefused),
+            ("NotImplemented", "A header implies functionality that is not implemented.", 501, AwsRefused),
             ("ResourceInUseException", "Cluster already exists", 409, AwsRefused),
             ("ValidationError", "Stack with id x does not exist", 400, AwsRefused),
         ];

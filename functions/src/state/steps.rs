@@ -4,7 +4,7 @@
 //! `busyMillis` (what the function ran, all attempts), `status`, `detail`, `error`.
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use slipway_statemachine::{ClusterKey, ErrorName, Run, StepError};
 use time::OffsetDateTime;
 
@@ -143,20 +143,27 @@ impl Table {
         Ok(())
     }
 
-    /// The run's timeline from its steps' rows, in the order in which they began.
+    /// The timeline of a run that ends, from its steps' rows.
     pub(super) async fn timeline(&self, cluster: &ClusterKey, run: &str) -> Result<Value, StepError> {
         Ok(timeline(&self.rows(cluster, &format!("RUN#{run}#STEP#")).await?))
     }
 }
 
+/// The steps in the order in which they began. What the machine gave up trying again has failed by then.
 fn timeline(rows: &[Row]) -> Value {
     const FIELDS: [&str; 8] = ["step", "started", "ended", "attempts", "busyMillis", "status", "detail", "error"];
     let mut rows: Vec<&Row> = rows.iter().collect();
     rows.sort_by_key(|row| (attributes::text(row, "started"), attributes::text(row, "step")));
     let entry = |row: &Row| -> Value {
-        let field =
-            |name: &&str| Some(((*name).to_owned(), row.get(*name).map(attributes::json).filter(|v| !v.is_null())?));
-        FIELDS.iter().filter_map(field).collect::<serde_json::Map<_, _>>().into()
+        let field = |name: &&str| {
+            Some(((*name).to_owned(), row.get(*name).map(attributes::json).filter(|value| !value.is_null())?))
+        };
+        let mut entry: Map<String, Value> = FIELDS.iter().filter_map(field).collect();
+        if entry.get("status").is_some_and(|status| status == "running") {
+            entry.insert("status".to_owned(), json!("failed"));
+            entry.insert("ended".to_owned(), json!(attributes::text(row, "lastAttempt")));
+        }
+        entry.into()
     };
     json!(rows.into_iter().map(entry).collect::<Vec<_>>())
 }
@@ -184,22 +191,29 @@ mod tests {
 
     #[test]
     fn a_timeline_is_in_order_of_beginning() {
-        let row = |step: &str, started: &str, error: Option<&str>| {
+        let row = |step: &str, started: &str, status: &str, error: Option<&str>| {
             let text = |t: &str| AttributeValue::S(t.to_owned());
             Row::from([
                 ("sk".to_owned(), text("RUN#01#STEP#x")),
                 ("step".to_owned(), text(step)),
                 ("started".to_owned(), text(started)),
+                ("lastAttempt".to_owned(), text("2026-11-22T20:00:10.000Z")),
                 ("attempts".to_owned(), AttributeValue::N("2".to_owned())),
+                ("status".to_owned(), text(status)),
                 ("error".to_owned(), error.map_or(AttributeValue::Null(true), text)),
             ])
         };
-        let rows = [row("b", "2026-11-22T20:00:09.5Z", Some("Throttled")), row("a", "2026-11-22T20:00:01Z", None)];
+        let rows = [
+            row("b", "2026-11-22T20:00:09.500Z", "running", Some("Throttled")),
+            row("a", "2026-11-22T20:00:01.000Z", "done", None),
+        ];
+        let (a, b) = ("2026-11-22T20:00:01.000Z", "2026-11-22T20:00:09.500Z");
         assert_eq!(
             timeline(&rows),
             json!([
-                {"step": "a", "started": "2026-11-22T20:00:01Z", "attempts": 2},
-                {"step": "b", "started": "2026-11-22T20:00:09.5Z", "attempts": 2, "error": "Throttled"},
+                {"step": "a", "started": a, "attempts": 2, "status": "done"},
+                {"step": "b", "started": b, "attempts": 2, "status": "failed", "error": "Throttled",
+                 "ended": "2026-11-22T20:00:10.000Z"},
             ])
         );
     }
