@@ -45,7 +45,7 @@ pub struct Target<'a> {
     pub namespace: &'a str,
     /// Kubernetes' version as the API server says it, `v1.36.3-eks-1a2b3c4`, or just `1.36`.
     pub kubernetes: &'a str,
-    /// What the API server serves: `v1`, `policy/v1`, `policy/v1/PodDisruptionBudget`.
+    /// The group versions that the API server serves: `v1`, `policy/v1`. Charts that ask for a kind (`v1/Pod`) hear no.
     pub api_versions: &'a BTreeSet<String>,
 }
 
