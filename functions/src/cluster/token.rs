@@ -33,10 +33,14 @@ pub(crate) fn sts_endpoint(region: &str) -> String {
 
 /// STS as somebody without credentials meets it, over connections that nobody else uses.
 pub(crate) fn anonymous_sts(region: &str) -> aws_sdk_sts::Client {
+    anonymous(&sts_endpoint(region), region)
+}
+
+fn anonymous(endpoint: &str, region: &str) -> aws_sdk_sts::Client {
     let config = aws_sdk_sts::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new(region.to_owned()))
-        .endpoint_url(sts_endpoint(region))
+        .endpoint_url(endpoint)
         .retry_config(RetryConfig::disabled())
         .timeout_config(TimeoutConfig::builder().operation_timeout(Duration::from_secs(10)).build())
         .build();
@@ -149,5 +153,53 @@ mod tests {
     #[test]
     fn a_token_is_for_one_cluster() {
         assert_ne!(token("demo"), token("other"));
+    }
+
+    /// An STS that refuses everything and keeps what it was sent, one entry a connection.
+    async fn refusing_sts(listener: tokio::net::TcpListener, connections: usize) -> Vec<String> {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let mut heard = Vec::new();
+        for _ in 0..connections {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = String::new();
+            // The token is the last thing that is sent.
+            while !request.contains("WebIdentityToken=") {
+                let mut part = [0; 4096];
+                let length = stream.read(&mut part).await.unwrap();
+                request.push_str(std::str::from_utf8(&part[..length]).unwrap());
+            }
+            let body = "<ErrorResponse><Error><Code>AccessDenied</Code><Message>Not authorized to perform sts:AssumeRoleWithWebIdentity</Message></Error></ErrorResponse>";
+            // The connection stays open: a client that were shared would use it again.
+            let answer = format!("HTTP/1.1 403 Forbidden\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            heard.push(request);
+            tokio::spawn(async move {
+                let _held = stream;
+                std::future::pending::<()>().await;
+            });
+        }
+        heard
+    }
+
+    #[tokio::test]
+    async fn each_anonymous_client_asks_unsigned_on_a_connection_of_its_own() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let sts = tokio::spawn(refusing_sts(listener, 2));
+        for _ in 0..2 {
+            let error = anonymous(&endpoint, "eu-west-1")
+                .assume_role_with_web_identity()
+                .role_arn("arn:aws:iam::111122223333:role/controller")
+                .role_session_name("slipway-probe")
+                .web_identity_token("secret-token")
+                .send()
+                .await
+                .unwrap_err();
+            assert_eq!(crate::aws::error::code(&error), Some("AccessDenied"));
+            assert!(!crate::aws::error::refused("sts", &error).cause.contains("secret-token"));
+        }
+        let heard = tokio::time::timeout(Duration::from_secs(20), sts).await.unwrap().unwrap();
+        assert!(heard.iter().all(|request| !request.to_lowercase().contains("authorization:")), "{heard:?}");
     }
 }
