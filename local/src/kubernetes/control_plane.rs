@@ -334,8 +334,7 @@ fn flag(name: &str, value: impl AsRef<std::ffi::OsStr>) -> OsString {
     flag
 }
 
-/// A kubeconfig for one identity.
-pub(super) fn kubeconfig(url: &str, authority: &str, identity: &Identity) -> Value {
+fn kubeconfig(url: &str, authority: &str, identity: &Identity) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Config",
@@ -363,8 +362,7 @@ fn token_webhook(url: &str) -> Value {
     })
 }
 
-/// A client for a kubeconfig.
-pub(super) async fn client(kubeconfig: Value) -> anyhow::Result<kube::Client> {
+async fn client(kubeconfig: Value) -> anyhow::Result<kube::Client> {
     let kubeconfig: Kubeconfig = serde_json::from_value(kubeconfig)?;
     let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     // Whatever the caller's environment says: the cluster is on loopback.

@@ -1,6 +1,5 @@
 //! Real Kubernetes control planes, one per cluster, and the machines that join them.
 
-mod absent;
 mod agent;
 mod certificates;
 mod control_plane;
@@ -18,7 +17,6 @@ use tokio_util::task::TaskTracker;
 
 use crate::gateway::call::{Aws, Dispatch, Principal};
 
-pub use self::absent::AbsentControlPlanes;
 use self::agent::{Agent, AgentConfig};
 use self::control_plane::{Components, Programs};
 use self::machines::{InstanceTypes, Machines};
@@ -154,6 +152,9 @@ impl RealControlPlanes {
         let config = &self.config;
         let dir = config.dir.join(&cluster.account).join(&cluster.region).join(&cluster.name);
         let programs = Programs::new(&config.cache);
+        let stopping = CancellationToken::new();
+        // From here on, whatever is dropped half way ends what it has started.
+        let guard = stopping.clone().drop_guard();
         let components = Components::start(&programs, cluster, &dir).await?;
         let agent = Agent::start(AgentConfig {
             client: components.admin.clone(),
@@ -163,6 +164,7 @@ impl RealControlPlanes {
             aws_endpoint: config.aws_endpoint.clone(),
             programs,
             dir: dir.join("pods"),
+            stopping: stopping.child_token(),
         })
         .await
         .context("cannot start the node agent")?;
@@ -179,7 +181,6 @@ impl RealControlPlanes {
             authority: self.authority.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             agent: agent.clone(),
         };
-        let stopping = CancellationToken::new();
         let tracker = TaskTracker::new();
         tracker.spawn(stopping.clone().run_until_cancelled_owned(machines.run()));
         let control_plane = ControlPlane {
@@ -189,7 +190,6 @@ impl RealControlPlanes {
             admin: components.admin.clone(),
             dir: dir.clone(),
         };
-        let guard = stopping.clone().drop_guard();
         Ok((Cluster { components, agent, machines: tracker, stopping, dir, _guard: guard }, control_plane))
     }
 }

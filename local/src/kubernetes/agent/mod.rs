@@ -48,6 +48,8 @@ pub(crate) struct AgentConfig {
     pub(crate) programs: Programs,
     /// Where pods have their files and logs; made when needed.
     pub(crate) dir: PathBuf,
+    /// Ends the agent and what it runs.
+    pub(crate) stopping: CancellationToken,
 }
 
 /// The node agent of one cluster.
@@ -64,7 +66,6 @@ pub(in crate::kubernetes) struct Cluster {
     http: reqwest::Client,
     addresses: AtomicU32,
     state: Mutex<State>,
-    stopping: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -101,7 +102,6 @@ impl Agent {
             http: reqwest::Client::builder().no_proxy().build()?,
             addresses: AtomicU32::new(1),
             state: Mutex::default(),
-            stopping: CancellationToken::new(),
             tasks: TaskTracker::new(),
             config,
         });
@@ -150,7 +150,7 @@ impl Agent {
 
     /// Kills everything that runs and waits until it is gone.
     pub(crate) async fn stop(&self) {
-        self.cluster.stopping.cancel();
+        self.cluster.config.stopping.cancel();
         self.cluster.tasks.close();
         self.cluster.tasks.wait().await;
     }
@@ -163,7 +163,7 @@ impl Cluster {
 
     /// Runs a task until the agent stops.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let stopping = self.stopping.clone();
+        let stopping = self.config.stopping.clone();
         self.tasks.spawn(async move {
             tokio::select! {
                 () = task => {}
@@ -235,7 +235,7 @@ impl PodEntry {
     }
 
     fn start(&mut self, cluster: &Arc<Cluster>, node: &NodeEntry) {
-        let gone = cluster.stopping.child_token();
+        let gone = cluster.config.stopping.child_token();
         let network = node.network.subscribe();
         let worker =
             pods::Worker::new(cluster.clone(), node.machine.clone(), self.pod.subscribe(), network, gone.clone());
