@@ -2,11 +2,12 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use async_trait::async_trait;
 use slipway_states::api::{StepFunctions, StepFunctionsConfig};
 use slipway_states::clock::ScaledClock;
 use tokio::net::TcpListener;
@@ -14,19 +15,29 @@ use tokio::process::Command;
 use tokio::task::JoinHandle;
 
 use crate::cloudformation::CloudFormation;
+use crate::eks::{Eks, EksConfig};
 use crate::gateway::Gateway;
 use crate::gateway::authorize::Authorizer;
 use crate::gateway::call::{Dispatch, Service};
 use crate::gateway::identify::{ADMIN_ACCESS_KEY, ADMIN_SECRET_KEY, Identities};
 use crate::gateway::record::Record;
+use crate::kubernetes::{
+    ControlPlane, ControlPlanes, NewControlPlane, NodeAuthority, RealControlPlanes, RealControlPlanesConfig,
+};
 use crate::paths::Paths;
 use crate::processes::{self, Child};
 use crate::services::backend::{MiniStack, Moto};
 use crate::services::deploy;
 use crate::services::iam::Iam;
+use crate::services::images;
+use crate::services::pricing::Pricing;
+use crate::services::proxy::{Proxy, ProxyConfig};
+use crate::services::quotas::Quotas;
+use crate::services::registry::Registry;
+use crate::services::ssm::Ssm;
 use crate::services::stacks::Stacks;
 use crate::services::stepfunctions::{self, States, Tasks};
-use crate::services::sts::Sts;
+use crate::services::sts::{IssuerKeys, Sts};
 
 /// The local cloud's account.
 pub const ACCOUNT: &str = "111122223333";
@@ -38,7 +49,7 @@ pub const REGION: &str = "eu-west-1";
 pub enum Kubernetes {
     /// etcd, API server, controller-manager and scheduler for each cluster, and nodes for its instances.
     Real,
-    /// None: EKS answers, but no endpoint does. For tests of what comes before Kubernetes.
+    /// None: creating a cluster fails. For tests of what comes before Kubernetes.
     None,
 }
 
@@ -69,10 +80,15 @@ impl CloudConfig {
 pub struct Cloud {
     dir: PathBuf,
     paths: Paths,
+    speed: f64,
     address: SocketAddr,
     gateway: Arc<Gateway>,
     children: Vec<Child>,
     tasks: Vec<JoinHandle<()>>,
+    /// Held for as long as it shall serve.
+    proxy: Proxy,
+    eks: Option<Arc<Eks>>,
+    control_planes: Option<Arc<RealControlPlanes>>,
     /// Something failed whose traces are in the folder's logs: it stays until the next cloud sweeps it.
     telling: AtomicBool,
 }
@@ -93,9 +109,22 @@ impl Cloud {
 
         let identities = Identities::new(ACCOUNT, REGION, &secret);
         let gateway = Gateway::new(Arc::clone(&identities), Record::create(&dir.join("calls.jsonl"))?);
+        // EKS needs the emulators, they the proxy, and the proxy EKS: it asks once EKS is there.
+        let issuers: Arc<OnceLock<Weak<Eks>>> = Arc::default();
+        let asked = Arc::clone(&issuers);
+        let proxy = Proxy::start(ProxyConfig {
+            dir: dir.clone(),
+            issuers: Arc::new(move |path| asked.get()?.upgrade()?.issuer_document(path)),
+            registry: Registry::open(&Paths::source().join("charts"), &config.cache.join("crds"))?.router(),
+        })
+        .await?;
         let mut cloud = Self {
             dir,
             paths,
+            speed: config.speed,
+            proxy,
+            eks: None,
+            control_planes: None,
             address,
             gateway,
             children: Vec::new(),
@@ -110,7 +139,9 @@ impl Cloud {
         }));
 
         let mut moto = cloud.emulator(&python, "moto");
-        moto.env("MOTO_IAM_LOAD_MANAGED_POLICIES", "true");
+        let images = cloud.dir.join("images.json");
+        images::write(&images).context("write the machine images")?;
+        moto.env("MOTO_IAM_LOAD_MANAGED_POLICIES", "true").env("MOTO_AMIS_PATH", &images);
         let mut ministack = cloud.emulator(&python, "ministack");
         let endpoint = cloud.endpoint();
         ministack
@@ -124,17 +155,25 @@ impl Cloud {
             // From here on, what functions inherit.
             .env("AWS_ENDPOINT_URL", &endpoint)
             .env("AWS_ENDPOINT_URL_STS", &endpoint)
-            .env("NO_PROXY", "127.0.0.1,localhost");
+            .env("HTTPS_PROXY", cloud.proxy.url())
+            .env("NO_PROXY", "127.0.0.1,localhost")
+            .env("SSL_CERT_FILE", cloud.proxy.certificates());
         let (moto_port, ministack_port) = (cloud.launch("moto", moto)?, cloud.launch("ministack", ministack)?);
         let moto = Moto::new(cloud.answering("moto", &moto_port).await?);
         let ministack = MiniStack::new(cloud.answering("ministack", &ministack_port).await?, &secret);
-        cloud.connect(&config, &moto, &ministack)?;
+        cloud.connect(&config, &moto, &ministack, &issuers)?;
         cloud.telling.store(false, Ordering::Relaxed);
         Ok(cloud)
     }
 
     /// Puts the services behind the gateway.
-    fn connect(&mut self, config: &CloudConfig, moto: &Moto, ministack: &MiniStack) -> anyhow::Result<()> {
+    fn connect(
+        &mut self,
+        config: &CloudConfig,
+        moto: &Moto,
+        ministack: &MiniStack,
+        issuers: &OnceLock<Weak<Eks>>,
+    ) -> anyhow::Result<()> {
         let clock = ScaledClock::new(config.speed);
         let identities = self.gateway.identities();
         identities.ask(Arc::new(ministack.clone()));
@@ -152,8 +191,12 @@ impl Cloud {
         let telling = stepfunctions::announce(engine.clone(), ministack.clone(), ACCOUNT.to_owned(), REGION.to_owned());
         self.tasks.push(tokio::spawn(telling));
 
+        let eks = self.start_eks(config)?;
+        let _ = issuers.set(Arc::downgrade(&eks));
+        sts.trust_issuers(Arc::clone(&eks) as Arc<dyn IssuerKeys>);
+
         let routes = self.gateway.routes();
-        for service in ["ec2", "ssm", "tagging", "autoscaling", "elasticloadbalancing"] {
+        for service in ["ec2", "tagging", "autoscaling", "elasticloadbalancing"] {
             routes.add(service, Arc::new(moto.clone()));
         }
         let emulated: Arc<dyn Service> = Arc::new(ministack.clone());
@@ -162,10 +205,41 @@ impl Cloud {
         }
         let engine_of_stacks = CloudFormation::new(Arc::clone(&self.gateway) as Arc<dyn Dispatch>, clock);
         routes.add("cloudformation", Arc::new(Stacks::new(engine_of_stacks, ministack.clone())));
+        routes.add("ssm", Ssm::new(Arc::new(moto.clone())));
+        routes.add("pricing", Arc::new(Pricing));
+        routes.add("servicequotas", Arc::new(Quotas));
+        routes.add("eks", Arc::clone(&eks) as Arc<dyn Service>);
+        routes.add("eks-auth", eks);
         routes.add("iam", Arc::new(iam));
         routes.add("sts", sts);
         routes.add("states", Arc::new(States::new(engine)));
         Ok(())
+    }
+
+    fn start_eks(&mut self, config: &CloudConfig) -> anyhow::Result<Arc<Eks>> {
+        let clock = ScaledClock::new(config.speed);
+        let control_planes: Arc<dyn ControlPlanes> = match config.kubernetes {
+            Kubernetes::None => Arc::new(NoControlPlanes),
+            Kubernetes::Real => {
+                let real = RealControlPlanes::new(RealControlPlanesConfig {
+                    cache: config.cache.clone(),
+                    dir: self.dir.join("clusters"),
+                    clock,
+                    gateway: Arc::clone(&self.gateway) as Arc<dyn Dispatch>,
+                    aws_endpoint: self.endpoint(),
+                });
+                self.control_planes = Some(Arc::clone(&real));
+                real
+            }
+        };
+        let aws = self.gateway.client("eks.amazonaws.com", ACCOUNT, REGION);
+        let eks = Eks::new(EksConfig { aws, clock, cache: config.cache.clone(), control_planes })?;
+        if let Some(real) = &self.control_planes {
+            let authority: Arc<dyn NodeAuthority> = Arc::clone(&eks) as Arc<dyn NodeAuthority>;
+            real.set_authority(Arc::downgrade(&authority));
+        }
+        self.eks = Some(Arc::clone(&eks));
+        Ok(eks)
     }
 
     /// A command that runs an emulator's wrapper, with the environment that both need.
@@ -269,6 +343,8 @@ impl Cloud {
             ("AWS_DEFAULT_REGION", REGION),
             ("AWS_EC2_METADATA_DISABLED", "true"),
             ("NO_PROXY", "127.0.0.1,localhost"),
+            ("SLIPWAY_ACCOUNT", ACCOUNT),
+            ("SLIPWAY_SPEED", &self.speed.to_string()),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .to_vec()
@@ -302,8 +378,20 @@ impl Cloud {
         self.dir.join(format!("log/{name}.log"))
     }
 
+    /// Where the tools that speak to this cloud are: sam, aws, kubectl.
+    #[must_use]
+    pub fn tools(&self) -> [PathBuf; 2] {
+        ["tools/bin", "bin"].map(|below| self.paths.cache().join(below))
+    }
+
     /// Ends the cloud: its processes, its ports, its folder.
     pub async fn stop(mut self) {
+        if let Some(eks) = self.eks.take() {
+            eks.stop().await;
+        }
+        if let Some(control_planes) = self.control_planes.take() {
+            control_planes.stop_all().await;
+        }
         for child in &mut self.children {
             if let Err(error) = child.kill().await {
                 tracing::warn!(%error, "a process of the cloud may have stayed");
@@ -312,18 +400,39 @@ impl Cloud {
     }
 }
 
+/// How long children are waited for when nothing can be awaited.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 impl Drop for Cloud {
     fn drop(&mut self) {
         for task in &self.tasks {
             task.abort();
         }
         self.gateway.routes().clear();
-        // Letting go of the children's tethers ends them, and theirs.
-        self.children.clear();
+        // Letting go of the children's tethers ends them, and theirs; what they still write would keep the folder.
+        for child in &mut self.children {
+            child.let_go();
+        }
+        let began = std::time::Instant::now();
+        while self.children.iter_mut().any(|child| matches!(child.ended(), Ok(None))) && began.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         if !self.telling.load(Ordering::Relaxed) {
             folder::release(&self.dir);
         }
     }
+}
+
+/// For [`Kubernetes::None`]: no cluster becomes active.
+struct NoControlPlanes;
+
+#[async_trait]
+impl ControlPlanes for NoControlPlanes {
+    async fn start(&self, _cluster: NewControlPlane) -> anyhow::Result<ControlPlane> {
+        bail!("this cloud was started without Kubernetes: `--kubernetes real` starts control planes")
+    }
+
+    async fn stop(&self, _account: &str, _region: &str, _name: &str) {}
 }
 
 /// The folders of clouds, and whether the cloud of a folder still lives.
@@ -348,7 +457,8 @@ pub mod folder {
             root.join(ulid::Ulid::generate().to_string().to_lowercase())
         };
         if let Some(owner) = owner(&dir) {
-            bail!("{} is the folder of a cloud that runs (process {owner}): `make stop` ends it", dir.display());
+            let process = owner.process;
+            bail!("{} is the folder of a cloud that runs (process {process}): `make stop` ends it", dir.display());
         }
         // What is left here is a dead cloud's.
         release(&dir);
@@ -363,13 +473,29 @@ pub mod folder {
         dir.canonicalize().with_context(|| format!("find {}", dir.display()))
     }
 
-    /// The process whose cloud lives in a folder; `None` if it is dead or there is none.
+    /// The process whose cloud lives in a folder.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Owner {
+        /// Its id.
+        pub process: u32,
+        started: u64,
+    }
+
+    impl Owner {
+        /// Whether it still runs.
+        #[must_use]
+        pub fn lives(&self) -> bool {
+            started(self.process) == Some(self.started)
+        }
+    }
+
+    /// Whose a folder is; `None` if that process is gone, or the folder is no cloud's.
     #[must_use]
-    pub fn owner(dir: &Path) -> Option<u32> {
+    pub fn owner(dir: &Path) -> Option<Owner> {
         let text = std::fs::read_to_string(dir.join(OWNER)).ok()?;
-        let (process, start) = text.split_once(' ')?;
-        let process: u32 = process.parse().ok()?;
-        (started(process)?.to_string() == start).then_some(process)
+        let (process, started) = text.split_once(' ')?;
+        let owner = Owner { process: process.parse().ok()?, started: started.parse().ok()? };
+        owner.lives().then_some(owner)
     }
 
     /// Removes a folder that is a cloud's.
@@ -406,7 +532,7 @@ pub mod folder {
         fn a_folder_belongs_to_its_cloud_while_that_lives() {
             let root = tempfile::tempdir().unwrap();
             let dir = claim(Some(&root.path().join("cloud"))).unwrap();
-            assert_eq!(owner(&dir), Some(std::process::id()));
+            assert_eq!(owner(&dir).map(|owner| owner.process), Some(std::process::id()));
             assert!(claim(Some(&dir)).is_err());
             std::fs::write(dir.join(OWNER), format!("{} 1", std::process::id())).unwrap();
             assert_eq!(owner(&dir), None);

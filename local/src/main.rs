@@ -3,12 +3,14 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use slipway_local::cloud::{Cloud, CloudConfig, Kubernetes, folder};
 use slipway_local::paths::Paths;
+use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The local cloud: AWS and EKS on one machine.
@@ -47,6 +49,9 @@ struct Up {
     /// Comes back as soon as the cloud is up; `slipway-local stop` ends it.
     #[arg(long)]
     detach: bool,
+    /// Ends the cloud when standard input ends, so that it cannot outlive whoever started it.
+    #[arg(long, conflicts_with = "detach")]
+    tethered: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -73,27 +78,33 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Runs a cloud until SIGINT or SIGTERM, also while it is still starting.
+/// Runs a cloud until SIGINT or SIGTERM, or the end of the tether, also while it is still starting.
 async fn foreground(up: &Up) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for Ctrl-C")?;
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let running = async {
-        let cloud = start(up).await?;
-        std::future::pending::<()>().await;
-        drop(cloud);
-        anyhow::Ok(())
+    let tethered = up.tethered;
+    let mut ended = pin!(async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            () = end_of_input(), if tethered => {}
+        }
+    });
+    let cloud = tokio::select! {
+        cloud = start(up) => cloud?,
+        () = &mut ended => return Ok(()),
     };
-    let ended = tokio::select! {
-        ended = running => ended,
-        _ = interrupt.recv() => Ok(()),
-        _ = terminate.recv() => Ok(()),
-    };
-    // The cloud went with its future, its processes and its folder; this file led there. After an error it may be
-    // another cloud's.
-    if ended.is_ok() {
-        let _ = std::fs::remove_file(&up.env_file);
-    }
-    ended
+    ended.await;
+    let _ = std::fs::remove_file(&up.env_file);
+    cloud.stop().await;
+    Ok(())
+}
+
+/// Waits until whoever started us lets go of our standard input.
+async fn end_of_input() {
+    let mut input = tokio::io::stdin();
+    let mut said = [0; 1024];
+    while matches!(input.read(&mut said).await, Ok(1..)) {}
 }
 
 async fn start(up: &Up) -> anyhow::Result<Cloud> {
@@ -105,10 +116,7 @@ async fn start(up: &Up) -> anyhow::Result<Cloud> {
     let config = CloudConfig { dir: Some(up.dir.clone()), speed: up.speed, kubernetes, cache: Paths::default_cache()? };
     let cloud = Cloud::start(config).await?;
     cloud.deploy(&|line| println!("{line}")).await?;
-    let mut lines = String::new();
-    for (name, value) in cloud.env() {
-        let _ = writeln!(lines, "export {name}={value}");
-    }
+    let lines = exports(&cloud);
     print!("{lines}");
     // Written last, and at once: whoever sees the file may use the cloud.
     let unready = up.env_file.with_extension("unready");
@@ -116,6 +124,17 @@ async fn start(up: &Up) -> anyhow::Result<Cloud> {
     std::fs::rename(&unready, &up.env_file).with_context(|| format!("write {}", up.env_file.display()))?;
     println!("the local cloud is up: `source {}` to use it", up.env_file.display());
     Ok(cloud)
+}
+
+/// The cloud's environment as lines for a shell, with the tools first in its path.
+fn exports(cloud: &Cloud) -> String {
+    let mut lines = String::new();
+    for (name, value) in cloud.env() {
+        let _ = writeln!(lines, "export {name}='{value}'");
+    }
+    let [tools, programs] = cloud.tools();
+    let _ = writeln!(lines, "export PATH='{}:{}':\"$PATH\"", tools.display(), programs.display());
+    lines
 }
 
 /// Starts a cloud in a process of its own and waits until it is up.
@@ -154,19 +173,20 @@ async fn detached(up: &Up) -> anyhow::Result<()> {
 }
 
 async fn stop(dir: &Path) -> anyhow::Result<()> {
-    let Some(process) = folder::owner(dir) else {
+    let Some(owner) = folder::owner(dir) else {
         println!("nothing is running in {}", dir.display());
         return Ok(());
     };
+    let process = owner.process;
     // The shell's own kill: there may be no program of that name.
     let told = std::process::Command::new("/bin/sh")
         .args(["-c", "kill \"$0\"", &process.to_string()])
         .status()
         .context("run kill")?;
     anyhow::ensure!(told.success(), "process {process} could not be told to end");
-    let patience = std::time::Duration::from_secs(15);
+    let patience = std::time::Duration::from_secs(30);
     let began = std::time::Instant::now();
-    while folder::owner(dir).is_some() {
+    while owner.lives() {
         anyhow::ensure!(began.elapsed() < patience, "process {process} did not end: `kill -9 {process}` ends it");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }

@@ -75,12 +75,17 @@ impl Child {
         self.process.try_wait().with_context(|| format!("look after {}", self.name))
     }
 
+    /// Lets go of its tether, so that it ends soon.
+    pub fn let_go(&mut self) {
+        self.tether = None;
+    }
+
     /// Ends it: by letting go of its tether, so that it takes its own children along, and by force after two seconds.
     ///
     /// # Errors
     /// Where the system refuses.
     pub async fn kill(&mut self) -> anyhow::Result<()> {
-        self.tether = None;
+        self.let_go();
         let grace = std::time::Duration::from_secs(2);
         if tokio::time::timeout(grace, self.process.wait()).await.is_err() {
             self.process.kill().await.with_context(|| format!("end {}", self.name))?;

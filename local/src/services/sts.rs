@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::iam::{Iam, Role};
+use crate::eks::Eks;
 use crate::gateway::authorize::RolePolicies;
 use crate::gateway::call::{Answer, AwsError, Call, Principal, Service};
 use crate::gateway::identify::{Identities, Session};
@@ -23,6 +24,12 @@ use crate::gateway::wire;
 pub trait IssuerKeys: Send + Sync {
     /// The JWKS of an issuer (`https://oidc.eks.<region>.amazonaws.com/id/<id>`), while it is served.
     fn jwks(&self, issuer: &str) -> Option<Value>;
+}
+
+impl IssuerKeys for Eks {
+    fn jwks(&self, issuer: &str) -> Option<Value> {
+        self.issuer_keys(issuer)
+    }
 }
 
 /// STS of the local cloud.
