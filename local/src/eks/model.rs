@@ -13,8 +13,12 @@ use serde_json::{Map, Value, json};
 use crate::gateway::call::AwsError;
 use crate::gateway::wire;
 
-/// The only pattern in the model (version 2017-11-01): a cluster's name. EKS matches the whole of it.
-const NAME_PATTERN: &str = r"^[0-9A-Za-z][A-Za-z0-9\-_]*";
+/// A regular expression as the model writes it, and the same in code.
+type Pattern = (&'static str, fn(&str) -> bool);
+
+/// The patterns in the model (version 2017-11-01), each with what it means. EKS matches the whole of a text.
+const PATTERNS: [Pattern; 2] =
+    [(r"^[0-9A-Za-z][A-Za-z0-9\-_]*", is_name), (r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", is_label)];
 
 /// The operations and shapes of EKS.
 #[derive(Debug)]
@@ -112,7 +116,8 @@ impl Model {
     fn parse(text: &str) -> anyhow::Result<Self> {
         let document: Document = serde_json::from_str(text)?;
         for (name, shape) in &document.shapes {
-            if let Some(pattern) = shape.pattern.as_deref().filter(|pattern| *pattern != NAME_PATTERN) {
+            let known = |pattern: &&str| PATTERNS.iter().any(|(known, _)| known == pattern);
+            if let Some(pattern) = shape.pattern.as_deref().filter(|pattern| !known(pattern)) {
                 bail!("shape {name} has the pattern {pattern}, which local/src/eks/model.rs cannot check yet");
             }
         }
@@ -265,8 +270,11 @@ impl Model {
                 if !within(length(text.chars().count())) {
                     return wrong(format!("Member must have length {}", bounds()));
                 }
-                if shape.pattern.is_some() && !is_name(text) {
-                    return wrong(format!("Member must satisfy regular expression pattern: {NAME_PATTERN}"));
+                let pattern = PATTERNS.iter().find(|(pattern, _)| shape.pattern.as_deref() == Some(pattern));
+                if let Some((pattern, matches)) = pattern
+                    && !matches(text)
+                {
+                    return wrong(format!("Member must satisfy regular expression pattern: {pattern}"));
                 }
                 Ok(())
             }
@@ -293,10 +301,16 @@ impl Operation {
     }
 }
 
-/// [`NAME_PATTERN`], matched whole.
+/// A cluster's name.
 fn is_name(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+}
+
+/// A DNS label.
+fn is_label(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    text.starts_with(plain) && text.ends_with(plain) && text.chars().all(|c| plain(c) || c == '-')
 }
 
 #[cfg(test)]
