@@ -20,7 +20,7 @@ mod pod_identity;
 mod state;
 mod tags;
 mod updates;
-mod versions;
+pub(crate) mod versions;
 mod webhooks;
 
 #[cfg(test)]

@@ -8,9 +8,9 @@ use super::{AwsError, Request, invalid};
 
 /// One Kubernetes minor.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct KubernetesVersion {
-    pub(super) minor: &'static str,
-    pub(super) patch: &'static str,
+pub(crate) struct KubernetesVersion {
+    pub(crate) minor: &'static str,
+    pub(crate) patch: &'static str,
     /// Release, end of standard support, end of extended support.
     dates: [Date; 3],
     status: Support,
@@ -26,7 +26,7 @@ enum Support {
 pub(super) const DEFAULT_VERSION: &str = "1.36";
 
 /// Newest first. Standard support lasts 14 months, extended support 12 more.
-pub(super) const KUBERNETES: &[KubernetesVersion] = &[
+pub(crate) const KUBERNETES: &[KubernetesVersion] = &[
     KubernetesVersion {
         minor: "1.36",
         patch: "1.36.3",

@@ -5,9 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-/// The Kubernetes minors that there are images for, each with the patch that its nodes run.
-pub const KUBERNETES: [(&str, &str); 4] =
-    [("1.36", "1.36.3"), ("1.35", "1.35.6"), ("1.34", "1.34.9"), ("1.33", "1.33.12")];
+use crate::eks::versions::KUBERNETES;
 
 /// The build date of the EKS images.
 const BUILD: &str = "20261110";
@@ -41,11 +39,12 @@ pub struct Image {
     pub release: String,
 }
 
-/// Every image.
+/// Every image: one of each family and architecture for each Kubernetes minor that EKS has.
 #[must_use]
 pub fn all() -> Vec<Image> {
     let mut images = Vec::new();
-    for (kubernetes, patch) in KUBERNETES {
+    for version in KUBERNETES {
+        let (kubernetes, patch) = (version.minor, version.patch);
         for architecture in ["x86_64", "arm64"] {
             let name = format!("amazon-eks-node-al2023-{architecture}-standard-{kubernetes}-v{BUILD}");
             images.push(image(Family::Al2023, architecture, kubernetes, name, format!("{patch}-{BUILD}")));
