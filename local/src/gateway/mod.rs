@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use self::authorize::{Authorizer, Warning};
 use self::call::{Answer, Aws, AwsError, Call, Dispatch, Principal};
 use self::fault::Faults;
-use self::identify::Identities;
+use self::identify::{Identities, Unidentified};
 use self::record::Record;
 use self::route::Routes;
 
@@ -24,6 +24,7 @@ pub mod fault;
 pub mod identify;
 pub mod operations;
 pub mod policy;
+mod presigned;
 pub mod record;
 pub mod route;
 pub mod wire;
@@ -130,9 +131,37 @@ impl Gateway {
     }
 }
 
+impl Gateway {
+    /// A request that a part of the cloud passes on for whoever presigned it: EKS asks STS who a login token is.
+    async fn presigner(&self, call: Call) -> Result<Call, Box<Unidentified>> {
+        let secret = match wire::query_parameter(&call.uri, "X-Amz-Credential") {
+            Some(credential) => {
+                let access_key = credential.split('/').next().unwrap_or_default();
+                self.identities.session(access_key).await.map(|session| session.secret)
+            }
+            None => None,
+        };
+        let signed = secret.is_some_and(|secret| presigned::is_signed_with(&secret, &call));
+        let call = self.identities.identify(call.method, call.uri, call.headers, call.body).await?;
+        if signed {
+            Ok(call)
+        } else {
+            let message = "The request signature we calculated does not match the signature you provided.";
+            let refusal = AwsError::new(403, "SignatureDoesNotMatch", message);
+            Err(Box::new(Unidentified { call, refusal }))
+        }
+    }
+}
+
 #[async_trait]
 impl Dispatch for Gateway {
     async fn dispatch(&self, mut call: Call) -> Answer {
+        if call.principal.arn == "anonymous" && presigned::is_presigned(&call) {
+            call = match self.presigner(call).await {
+                Ok(call) => call,
+                Err(refused) => return refused.answer(),
+            };
+        }
         if call.action.is_empty() {
             call.action = self.routes.action(&call);
         }
