@@ -180,3 +180,27 @@ fn what_must_survive_is_kept_and_what_must_end_ends() {
     assert_eq!(rule["EventPattern"]["detail"]["status"], serde_json::json!(["FAILED", "TIMED_OUT", "ABORTED"]));
     assert_eq!(rule["Targets"][0]["Arn"], "CloseRunFunction.Alias");
 }
+
+#[test]
+fn every_call_that_a_step_names_is_allowed_to_its_function() {
+    // What needs no permission: anyone may ask who they are, and a web identity is its own credential.
+    const FREE: &[&str] = &["sts:GetCallerIdentity", "sts:AssumeRoleWithWebIdentity"];
+    let template = template();
+    let statements = statements(&template);
+    for (id, function) in functions(&template) {
+        let attached: BTreeSet<String> = function["Policies"].as_array().unwrap().iter().flat_map(texts).collect();
+        let allowed: BTreeSet<String> = statements
+            .iter()
+            .filter(|(owner, _)| *owner == id || attached.contains(owner))
+            .flat_map(|(_, statement)| texts(&statement["Action"]))
+            .collect();
+        let step = function["Handler"].as_str().unwrap();
+        let Ok(source) = repository::read(&format!("functions/src/steps/{}.rs", step.replace('-', "_"))) else {
+            continue;
+        };
+        for call in source.split("during(").skip(1).filter_map(|rest| rest.trim_start().strip_prefix('"')) {
+            let action = call.split('"').next().unwrap();
+            assert!(allowed.contains(action) || FREE.contains(&action), "{step} calls {action}, which {id} may not");
+        }
+    }
+}
