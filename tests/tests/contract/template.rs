@@ -77,7 +77,7 @@ fn every_step_has_its_function_and_every_function_its_step() {
     let functions = functions(&template);
     let steps: BTreeSet<&str> = steps::ALL.iter().map(|step| step.name).collect();
     let handled: BTreeSet<&str> = functions.iter().map(|(_, function)| function["Handler"].as_str().unwrap()).collect();
-    assert!(steps.is_subset(&handled), "{:?} have no function", steps.difference(&handled));
+    assert_eq!(handled, steps);
     for (id, function) in &functions {
         let step = function["Handler"].as_str().unwrap();
         assert_eq!(samples::kebab(id.strip_suffix("Function").unwrap()), step);
