@@ -122,7 +122,7 @@ fn what(step: &Step) -> String {
         Status::Waiting { detail } if detail.is_empty() => "waiting".to_owned(),
         Status::Waiting { detail } => format!("waiting: {}", short(detail)),
         Status::Retrying { error, cause } => {
-            format!("tried again after {error} ({}. time): {}", step.retries + 1, short(cause))
+            format!("tried again after {error} (try {}): {}", step.retries + 2, short(cause))
         }
         Status::Done => "done".to_owned(),
         Status::Failed { error, cause } => format!("failed with {error}: {}", short(cause)),

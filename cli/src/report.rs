@@ -164,8 +164,11 @@ pub fn ending(out: &mut impl Write, progress: &Progress) -> io::Result<()> {
         if let Some(cause) = &end.cause {
             writeln!(out, "{cause}")?;
         }
-        if ErrorName::ALL.iter().any(|name| name.as_str() == error) {
-            writeln!(out, "Runbook: docs/runbook.md#{}", error.to_lowercase())?;
+        // Steps name their page themselves; the machine's own errors do not.
+        let page = format!("docs/runbook.md#{}", error.to_lowercase());
+        let named = end.cause.as_ref().is_some_and(|cause| cause.contains(&page));
+        if !named && ErrorName::ALL.iter().any(|name| name.as_str() == error) {
+            writeln!(out, "Runbook: {page}")?;
         }
         return Ok(());
     }
