@@ -155,7 +155,7 @@ fn a_thousand_runs_end_well_or_closed() {
     }
     assert!(succeeded > 900, "{succeeded} of 1,000");
     // A few seconds on an idle core; the bound only guards against a change of order.
-    assert!(begun.elapsed() < Duration::from_mins(1), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_mins(5), "{:?}", begun.elapsed());
 }
 
 #[test]
