@@ -162,6 +162,7 @@ impl Cloud {
         let moto = Moto::new(cloud.answering("moto", &moto_port).await?);
         let ministack = MiniStack::new(cloud.answering("ministack", &ministack_port).await?, &secret);
         cloud.connect(&config, &moto, &ministack, &issuers)?;
+        cloud.make_administrator().await?;
         cloud.telling.store(false, Ordering::Relaxed);
         Ok(cloud)
     }
@@ -240,6 +241,16 @@ impl Cloud {
         }
         self.eks = Some(Arc::clone(&eks));
         Ok(eks)
+    }
+
+    /// The administrator as an IAM user, so that others (access entries, trust policies) can name it.
+    async fn make_administrator(&self) -> anyhow::Result<()> {
+        let aws = self.gateway.client("iam.amazonaws.com", ACCOUNT, REGION);
+        let user = ("UserName", "admin");
+        aws.query("iam", "CreateUser", &[user]).await.context("make the administrator")?;
+        let policy = ("PolicyArn", "arn:aws:iam::aws:policy/AdministratorAccess");
+        aws.query("iam", "AttachUserPolicy", &[user, policy]).await.context("let the administrator do everything")?;
+        Ok(())
     }
 
     /// A command that runs an emulator's wrapper, with the environment that both need.
