@@ -1,7 +1,8 @@
 """CreateFleet launches what the launch template says, at the best offer.
 
 moto takes the first override, forgets the template's security groups and instance profile (Karpenter then sees drift
-and replaces every node for ever), does not mind an image of another architecture, and leaves EC2's own tags out.
+and replaces every node for ever), does not mind an image of another architecture, names machines as us-east-1 does, and
+leaves EC2's own tags out.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ def _finish(backend: Any, fleet: Any, instance: Any, spec: Any) -> None:
     template = backend.get_launch_template(chosen["LaunchTemplateId"])
     version = template.get_version(chosen.get("Version", "$Default"))
     data = version.data
+    # Part of the private DNS name, which becomes the node's name.
+    instance.region_name = backend.region_name
     interfaces = data.get("NetworkInterfaces") or [{}]
     groups = interfaces[0].get("Groups") or data.get("SecurityGroupIds")
     if groups:

@@ -60,7 +60,13 @@ def _prices(region: str) -> list[dict[str, str]]:
 
 def _price(instance_type: str, zone: str) -> float:
     shape = INSTANCE_TYPES[instance_type]
-    on_demand = 0.025 * shape["VCpuInfo"]["DefaultVCpus"] + 0.0055 * shape["MemoryInfo"]["SizeInMiB"] / 1024
+    memory = shape["MemoryInfo"]["SizeInMiB"] / 1024
+    if shape.get("BurstablePerformanceSupported"):
+        # Their vCPUs are a share of one. Priced like others, every Spot offer would be dearer than the smallest of
+        # them on demand, and Karpenter leaves such offers out.
+        on_demand = 0.0114 * memory
+    else:
+        on_demand = 0.025 * shape["VCpuInfo"]["DefaultVCpus"] + 0.0055 * memory
     if "arm64" in shape["ProcessorInfo"]["SupportedArchitectures"]:
         on_demand *= 0.8
     if shape.get("GpuInfo") or shape.get("InferenceAcceleratorInfo") or shape.get("NeuronInfo"):

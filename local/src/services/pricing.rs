@@ -126,7 +126,8 @@ fn product(instance_type: &str, region: &str) -> Value {
                 "preInstalledSw": "NA",
                 "regionCode": region,
                 "servicecode": "AmazonEC2",
-                "tenancy": "Shared",
+                // As Karpenter asks for it: bare metal is priced by the machine.
+                "tenancy": if metal { "Dedicated" } else { "Shared" },
             },
         },
         "serviceCode": "AmazonEC2",
@@ -165,9 +166,10 @@ mod tests {
     #[test]
     fn both_of_karpenters_queries_find_something() {
         let filter = |field: &str, value: &str| json!({"Field": field, "Type": "TERM_MATCH", "Value": value});
-        for (family, metal) in [("Compute Instance", false), ("Compute Instance (bare metal)", true)] {
+        let queries = [("Compute Instance", "Shared", false), ("Compute Instance (bare metal)", "Dedicated", true)];
+        for (family, tenancy, metal) in queries {
             let body = json!({"Filters": [
-                filter("tenancy", "Shared"), filter("productFamily", family), filter("regionCode", "eu-west-1"),
+                filter("tenancy", tenancy), filter("productFamily", family), filter("regionCode", "eu-west-1"),
                 filter("serviceCode", "AmazonEC2"), filter("preInstalledSw", "NA"), filter("operatingSystem", "Linux"),
                 filter("capacitystatus", "Used"), filter("marketoption", "OnDemand"),
             ]});
