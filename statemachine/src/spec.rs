@@ -11,15 +11,19 @@ use serde_json::{Map, Value};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClusterSpec {
     /// Letters, digits, `-` and `_`; starts with a letter or digit; at most 100 characters.
+    #[schemars(length(min = 1, max = 100), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"))]
     pub name: String,
     /// Default: the region that the control plane runs in. Always set after open-run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[a-z]{2}(-[a-z]+)+-[0-9]$"))]
     pub region: Option<String>,
     /// Twelve digits. Default: the control plane's own. Always set after open-run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[0-9]{12}$"))]
     pub account: Option<String>,
     /// Kubernetes minor, `1.36`. Default: what EKS calls default. Always set after open-run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^1\.[0-9]{2}$"))]
     pub version: Option<String>,
     /// Where it runs.
     #[serde(default)]
@@ -35,15 +39,18 @@ pub struct ClusterSpec {
     pub karpenter: KarpenterSpec,
     /// What Karpenter may launch.
     #[serde(default = "default_node_pools")]
+    #[schemars(length(min = 1))]
     pub node_pools: Vec<NodePoolSpec>,
     /// EKS add-ons beside the four that every cluster gets, by name.
     #[serde(default)]
     pub addons: BTreeMap<String, AddonSpec>,
     /// Control plane log types: api, audit, authenticator, controllerManager, scheduler.
     #[serde(default)]
+    #[schemars(inner(regex(pattern = r"^(api|audit|authenticator|controllerManager|scheduler)$")))]
     pub logging: Vec<String>,
     /// KMS key for envelope encryption of secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^arn:aws[a-z-]*:kms:[^:]*:[0-9]{12}:key/.+$"))]
     pub encryption_key_arn: Option<String>,
     /// STANDARD or EXTENDED support.
     #[serde(default)]
@@ -83,8 +90,10 @@ impl Default for NetworkSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct NetworkCreate {
     /// IPv4 block of the VPC, /16 to /20.
+    #[schemars(regex(pattern = r"^[0-9]{1,3}(\.[0-9]{1,3}){3}/(16|17|18|19|20)$"))]
     pub cidr: String,
     /// 2 or 3.
+    #[schemars(range(min = 2, max = 3))]
     pub zones: u8,
     /// One NAT gateway, or one a zone.
     pub nat: Nat,
@@ -113,8 +122,10 @@ pub enum Nat {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NetworkExisting {
     /// `vpc-…`
+    #[schemars(regex(pattern = r"^vpc-([0-9a-f]{8}|[0-9a-f]{17})$"))]
     pub vpc_id: String,
     /// Private subnets in at least two zones.
+    #[schemars(length(min = 2), inner(regex(pattern = r"^subnet-([0-9a-f]{8}|[0-9a-f]{17})$")))]
     pub subnet_ids: Vec<String>,
 }
 
@@ -123,6 +134,7 @@ pub struct NetworkExisting {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AccessSpec {
     /// IAM role or user ARNs that become cluster admins.
+    #[schemars(inner(regex(pattern = r"^arn:aws[a-z-]*:iam::[0-9]{12}:(role|user)/.+$")))]
     pub admins: Vec<String>,
     /// The API server's endpoint.
     pub endpoint: EndpointSpec,
@@ -137,6 +149,7 @@ pub struct EndpointSpec {
     /// Reachable inside the VPC.
     pub private: bool,
     /// Who may reach the public endpoint.
+    #[schemars(length(max = 40), inner(regex(pattern = r"^[0-9]{1,3}(\.[0-9]{1,3}){3}/[0-9]{1,2}$")))]
     pub cidrs: Vec<String>,
 }
 
@@ -151,8 +164,10 @@ impl Default for EndpointSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CoreSpec {
     /// Types of one architecture.
+    #[schemars(length(min = 1, max = 20), inner(regex(pattern = r"^[a-z0-9-]+\.[a-z0-9-]+$")))]
     pub instance_types: Vec<String>,
     /// Nodes; at least 2, since Karpenter's two replicas refuse to share one.
+    #[schemars(range(min = 2, max = 450))]
     pub size: u32,
 }
 
@@ -169,12 +184,15 @@ pub struct KarpenterSpec {
     /// The chart's version, also the controller's.
     pub version: String,
     /// `oci://…`, without tag.
+    #[schemars(regex(pattern = r"^oci://[^/@]+/[^:@]+$"))]
     pub chart: String,
     /// Where it is installed.
+    #[schemars(length(max = 63), regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))]
     pub namespace: String,
     /// How its controller proves who it is.
     pub identity: Identity,
     /// How many times a run may recreate failing pods.
+    #[schemars(range(max = 20))]
     pub max_heals: u32,
     /// Values laid over ours.
     #[schemars(with = "BTreeMap<String, Value>")]
@@ -209,11 +227,13 @@ pub enum Identity {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NodePoolSpec {
     /// A DNS label.
+    #[schemars(length(max = 63), regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))]
     pub name: String,
     /// amd64 or arm64.
     pub architecture: Architecture,
     /// In order of preference by price; spot first with on-demand as the fallback by default.
     #[serde(default = "default_capacity")]
+    #[schemars(length(min = 1))]
     pub capacity: Vec<Capacity>,
 }
 
