@@ -21,6 +21,10 @@ use super::wire;
 pub trait RolePolicies: Send + Sync {
     /// The documents attached to a role and written into it; `None` if nobody has the role.
     async fn policies(&self, role_arn: &str) -> Option<Vec<Value>>;
+
+    /// The whole ARN of a thing of IAM's, whose path its name does not tell. `kind` is as in the ARN: `role`,
+    /// `instance-profile`. `None` if there is no such thing.
+    async fn arn(&self, account: &str, kind: &str, name: &str) -> Option<String>;
 }
 
 /// A call that its role's policies would not allow.
@@ -75,9 +79,14 @@ impl Authorizer {
         let Some(role) = &call.principal.role_arn else {
             return;
         };
-        let Some(question) = question(call) else {
+        let Some(mut question) = question(call) else {
             return;
         };
+        if let Some((kind, name)) = question.resource.as_deref().and_then(named_alone)
+            && let Some(arn) = self.roles.arn(&call.account, kind, name).await
+        {
+            question.resource = Some(arn);
+        }
         let Some(policies) = self.policies(role).await else {
             return;
         };
@@ -143,16 +152,16 @@ fn resource(call: &Call) -> Option<String> {
     match call.service.as_str() {
         "iam" => {
             let named = wire::parameters(call);
+            // An instance profile's role is beside it, and passed rather than acted on.
             let kinds = [
-                ("RoleName", "role"),
                 ("InstanceProfileName", "instance-profile"),
+                ("RoleName", "role"),
                 ("PolicyName", "policy"),
                 ("PolicyArn", ""),
                 ("OpenIDConnectProviderArn", ""),
             ];
             let (kind, value) = kinds.iter().find_map(|(member, kind)| Some((*kind, named.get(*member)?)))?;
             let path = named.get("Path").map_or("/", String::as_str);
-            // Only creations say the path; of the rest, what has a path is not known by its name alone.
             match kind {
                 "" => Some(value.clone()),
                 _ => Some(format!("arn:aws:iam::{account}:{kind}{path}{value}")),
@@ -175,6 +184,13 @@ fn resource(call: &Call) -> Option<String> {
     }
 }
 
+/// Kind and name in the ARN of a role or an instance profile that was named without its path.
+fn named_alone(arn: &str) -> Option<(&str, &str)> {
+    let (kind, name) = arn.splitn(6, ':').nth(5)?.split_once('/')?;
+    (matches!(kind, "role" | "instance-profile") && arn.contains(":iam:") && !name.contains('/'))
+        .then_some((kind, name))
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -192,16 +208,20 @@ mod tests {
         async fn policies(&self, _role_arn: &str) -> Option<Vec<Value>> {
             Some(vec![self.0.clone()])
         }
+
+        async fn arn(&self, account: &str, kind: &str, name: &str) -> Option<String> {
+            (kind == "instance-profile").then(|| format!("arn:aws:iam::{account}:{kind}/karpenter/{name}"))
+        }
     }
 
     fn call(service: &str, action: &str) -> Call {
         Call {
             request_id: "r".into(),
-            account: "1".into(),
+            account: "111122223333".into(),
             region: "eu-west-1".into(),
             principal: Principal {
                 arn: "arn:aws:sts::1:assumed-role/step/step".into(),
-                account: "1".into(),
+                account: "111122223333".into(),
                 role_arn: Some("arn:aws:iam::1:role/step".into()),
                 function: Some("step".into()),
             },
@@ -212,6 +232,20 @@ mod tests {
             headers: HeaderMap::new(),
             body: Bytes::new(),
         }
+    }
+
+    #[tokio::test]
+    async fn a_thing_with_a_path_is_judged_by_its_whole_arn() {
+        let folder = tempfile::tempdir().unwrap();
+        let policy = json!({"Statement": [{"Effect": "Allow", "Action": "iam:*",
+            "Resource": "arn:aws:iam::111122223333:instance-profile/karpenter/*"}]});
+        let authorizer =
+            Authorizer::create(Arc::new(OnePolicy(policy)), &folder.path().join("warnings.jsonl")).unwrap();
+        let mut add = call("iam", "AddRoleToInstanceProfile");
+        add.headers.insert("content-type", "application/x-www-form-urlencoded".parse().unwrap());
+        add.body = Bytes::from("Action=AddRoleToInstanceProfile&InstanceProfileName=p&RoleName=r");
+        authorizer.check(&add).await;
+        assert_eq!(authorizer.warnings(), []);
     }
 
     #[tokio::test]

@@ -104,6 +104,18 @@ impl RolePolicies for Iam {
         }
         Some(documents)
     }
+
+    async fn arn(&self, account: &str, kind: &str, name: &str) -> Option<String> {
+        let (action, member) = match kind {
+            "role" => ("GetRole", "RoleName"),
+            "instance-profile" => ("GetInstanceProfile", "InstanceProfileName"),
+            _ => return None,
+        };
+        let account = format!("arn:aws:iam::{account}:");
+        let answer = self.ask(&account, action, &[(member, name)]).await?;
+        // An instance profile's answer has its role's ARN as well.
+        texts(&answer, "Arn").into_iter().find(|arn| arn.starts_with(&format!("{account}{kind}/")))
+    }
 }
 
 impl Iam {
