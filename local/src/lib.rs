@@ -2,6 +2,7 @@
 
 pub mod cloud;
 pub mod cloudformation;
+pub mod demo;
 pub mod eks;
 pub mod gateway;
 pub mod kubernetes;

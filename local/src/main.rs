@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
 use slipway_local::cloud::{Cloud, CloudConfig, Kubernetes, folder};
+use slipway_local::demo::{self, DemoOptions};
 use slipway_local::paths::Paths;
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
@@ -24,6 +25,8 @@ struct Arguments {
 enum Task {
     /// Starts a cloud with the control plane deployed and stays until it is interrupted.
     Up(Up),
+    /// A cluster with a working Karpenter, from one event, and what kubectl sees of it.
+    Demo(DemoOptions),
     /// Ends the cloud of a folder.
     Stop {
         /// The cloud's folder.
@@ -67,6 +70,7 @@ async fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Task::Up(up) if up.detach => detached(&up).await,
         Task::Up(up) => foreground(&up).await,
+        Task::Demo(options) => demonstrate(&options).await,
         Task::Stop { dir } => stop(&dir).await,
     };
     match done {
@@ -105,6 +109,11 @@ async fn end_of_input() {
     let mut input = tokio::io::stdin();
     let mut said = [0; 1024];
     while matches!(input.read(&mut said).await, Ok(1..)) {}
+}
+
+async fn demonstrate(options: &DemoOptions) -> anyhow::Result<()> {
+    let cache = Paths::default_cache()?;
+    demo::run(options, Path::new(".slipway"), &cache, &mut std::io::stdout()).await
 }
 
 async fn start(up: &Up) -> anyhow::Result<Cloud> {
