@@ -1,5 +1,7 @@
-//! What the tests share: the repository's files, and a machine's worth of sample data.
+//! What the tests share: the repository's files, a machine's worth of sample data, and a cloud with our control plane.
 
+pub mod cloud;
 pub mod generated;
+pub mod heard;
 pub mod repository;
 pub mod samples;

@@ -1,0 +1,158 @@
+//! A local cloud with the control plane deployed, and the clients that a test looks with.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use aws_config::{BehaviorVersion, Region, SdkConfig};
+use aws_credential_types::Credentials;
+use serde_json::Value;
+use slipway_local::cloud::{ACCOUNT, Cloud, CloudConfig, Kubernetes, REGION};
+use tokio::process::Command;
+
+/// A cloud of this test's own.
+pub struct Deployed {
+    /// The cloud.
+    pub cloud: Cloud,
+    /// The admin's configuration.
+    pub config: SdkConfig,
+    home: tempfile::TempDir,
+}
+
+/// How an execution ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// `SUCCEEDED`, `FAILED`, …
+    pub status: String,
+    /// The error's name, `""` without one.
+    pub error: String,
+    /// Its cause, `""` without one.
+    pub cause: String,
+    /// What the machine answered.
+    pub output: Value,
+    /// From start to end.
+    pub took: Duration,
+}
+
+impl Deployed {
+    /// Starts a cloud and deploys `infra/template.yaml` to it.
+    ///
+    /// # Errors
+    /// What did not start; `make setup` is named where the cache is empty.
+    pub async fn start(kubernetes: Kubernetes) -> anyhow::Result<Self> {
+        let cloud = Cloud::start(CloudConfig::new(kubernetes)?).await?;
+        cloud.deploy(&|line| tracing::info!(line)).await?;
+        let env = cloud.env();
+        let read = |name: &str| {
+            let found = env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+            found.with_context(|| format!("the cloud's environment has no {name}"))
+        };
+        let credentials =
+            Credentials::new(read("AWS_ACCESS_KEY_ID")?, read("AWS_SECRET_ACCESS_KEY")?, None, None, "local cloud");
+        let config = aws_config::defaults(BehaviorVersion::latest())
+            .region(Region::new(REGION))
+            .endpoint_url(read("AWS_ENDPOINT_URL")?)
+            .credentials_provider(credentials)
+            .load()
+            .await;
+        Ok(Self { cloud, config, home: tempfile::tempdir()? })
+    }
+
+    /// Starts the provision machine and waits for its end, at most five minutes.
+    ///
+    /// # Errors
+    /// What Step Functions refused, or that there was no end.
+    pub async fn provision(&self, spec: &Value) -> anyhow::Result<Ended> {
+        let states = aws_sdk_sfn::Client::new(&self.config);
+        let machine = format!("arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:slipway-provision");
+        let began = Instant::now();
+        let started = states.start_execution().state_machine_arn(machine).input(spec.to_string()).send().await?;
+        while began.elapsed() < Duration::from_mins(5) {
+            let now = states.describe_execution().execution_arn(&started.execution_arn).send().await?;
+            if now.status.as_str() != "RUNNING" {
+                return Ok(Ended {
+                    status: now.status.as_str().to_owned(),
+                    error: now.error.unwrap_or_default(),
+                    cause: now.cause.unwrap_or_default(),
+                    output: now.output.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
+                    took: began.elapsed(),
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        bail!("the execution did not end within five minutes")
+    }
+
+    /// What `kubectl … -o json` answers to the admin, who logs in as the ordinary tools do.
+    ///
+    /// # Errors
+    /// What the tools say.
+    pub async fn kubectl(&self, cluster: &str, arguments: &[&str]) -> anyhow::Result<Value> {
+        let kubeconfig = self.home.path().join(cluster).display().to_string();
+        if !std::path::Path::new(&kubeconfig).exists() {
+            self.run("aws", &["eks", "update-kubeconfig", "--name", cluster, "--kubeconfig", &kubeconfig]).await?;
+        }
+        let arguments = [&["--kubeconfig", kubeconfig.as_str(), "-o", "json"], arguments].concat();
+        Ok(serde_json::from_str(&self.run("kubectl", &arguments).await?)?)
+    }
+
+    /// Runs one of the set-up's tools in the cloud's environment.
+    async fn run(&self, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+        let tools = self.cloud.tools();
+        let path =
+            std::env::join_paths(tools.iter().cloned().chain([PathBuf::from("/usr/bin"), PathBuf::from("/bin")]))?;
+        let found = tools.iter().map(|folder| folder.join(program)).find(|place| place.exists());
+        let output = Command::new(found.with_context(|| format!("{program} is not set up: run `make setup`"))?)
+            .args(arguments)
+            .env_clear()
+            .envs(self.cloud.env())
+            .env("PATH", path)
+            .env("HOME", self.home.path())
+            .kill_on_drop(true)
+            .output()
+            .await?;
+        anyhow::ensure!(
+            output.status.success(),
+            "{program} {}: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// The items of a partition of the state table, as DynamoDB JSON's plain values by sort key.
+    ///
+    /// # Errors
+    /// What DynamoDB refused.
+    pub async fn rows(&self, cluster: &str) -> anyhow::Result<Vec<(String, Value)>> {
+        use aws_sdk_dynamodb::types::AttributeValue;
+        let table = aws_sdk_dynamodb::Client::new(&self.config);
+        let key = AttributeValue::S(format!("CLUSTER#{ACCOUNT}#{REGION}#{cluster}"));
+        let mut pages = table
+            .query()
+            .table_name("slipway")
+            .key_condition_expression("pk = :pk")
+            .expression_attribute_values(":pk", key)
+            .into_paginator()
+            .items()
+            .send();
+        let mut rows = Vec::new();
+        while let Some(row) = pages.next().await {
+            let plain: serde_json::Map<String, Value> = row?.iter().map(|(k, v)| (k.clone(), plain(v))).collect();
+            rows.push((plain["sk"].as_str().unwrap_or_default().to_owned(), Value::Object(plain)));
+        }
+        Ok(rows)
+    }
+}
+
+fn plain(attribute: &aws_sdk_dynamodb::types::AttributeValue) -> Value {
+    use aws_sdk_dynamodb::types::AttributeValue::{Bool, L, M, N, S};
+    match attribute {
+        S(text) => Value::String(text.clone()),
+        N(number) => serde_json::from_str(number).unwrap_or_default(),
+        Bool(truth) => Value::Bool(*truth),
+        L(items) => items.iter().map(plain).collect(),
+        M(members) => members.iter().map(|(key, value)| (key.clone(), plain(value))).collect(),
+        _ => Value::Null,
+    }
+}

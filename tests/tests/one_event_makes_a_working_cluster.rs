@@ -1,0 +1,120 @@
+//! The main job, end to end, on real parts: from StartExecution to a cluster whose Karpenter launches nodes.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use slipway_local::cloud::Kubernetes;
+use slipway_tests::{cloud::Deployed, heard::Listener};
+
+fn spec() -> Value {
+    serde_json::from_str(include_str!("../../examples/innovate-dev.json")).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_event_makes_a_working_cluster() {
+    let deployed = Deployed::start(Kubernetes::Real).await.unwrap();
+    let listener = Listener::start(&deployed.config).await.unwrap();
+
+    let ended = deployed.provision(&spec()).await.unwrap();
+    assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
+
+    the_admin_sees_core_nodes_and_what_karpenter_launched(&deployed).await;
+    aws_has_what_the_spec_asks_for(&deployed).await;
+    the_table_remembers_the_run(&deployed).await;
+    let ready = listener.next("Cluster Ready").await.unwrap();
+    assert_eq!(ready["detail"]["cluster"]["name"], "innovate-dev", "{ready}");
+    no_function_did_what_its_role_would_not_allow(&deployed);
+    deployed.cloud.stop().await;
+}
+
+async fn the_admin_sees_core_nodes_and_what_karpenter_launched(deployed: &Deployed) {
+    let nodes = deployed.kubectl("innovate-dev", &["get", "nodes"]).await.unwrap();
+    let nodes = nodes["items"].as_array().unwrap();
+    let label = |node: &Value, name: &str| node["metadata"]["labels"][name].as_str().unwrap_or_default().to_owned();
+    let core: Vec<_> = nodes.iter().filter(|node| label(node, "eks.amazonaws.com/nodegroup") == "core").collect();
+    assert_eq!(core.len(), 2);
+    let zones: BTreeSet<_> = core.iter().map(|node| label(node, "topology.kubernetes.io/zone")).collect();
+    assert_eq!(zones.len(), 2, "the core nodes are in two zones");
+
+    let launched: BTreeSet<_> = nodes
+        .iter()
+        .filter(|node| !label(node, "karpenter.sh/nodepool").is_empty())
+        .map(|node| (label(node, "kubernetes.io/arch"), label(node, "karpenter.sh/capacity-type")))
+        .collect();
+    let spot = |architecture: &str| (architecture.to_owned(), "spot".to_owned());
+    assert_eq!(launched, BTreeSet::from([spot("amd64"), spot("arm64")]));
+
+    let karpenter = ["get", "deployment", "karpenter", "--namespace", "karpenter"];
+    let karpenter = deployed.kubectl("innovate-dev", &karpenter).await.unwrap();
+    assert_eq!(karpenter["status"]["readyReplicas"], 2);
+    let pools = deployed.kubectl("innovate-dev", &["get", "nodepools.karpenter.sh"]).await.unwrap();
+    let pools: BTreeSet<_> =
+        pools["items"].as_array().unwrap().iter().map(|p| p["metadata"]["name"].as_str().unwrap()).collect();
+    assert_eq!(pools, BTreeSet::from(["graviton", "x86"]));
+}
+
+async fn aws_has_what_the_spec_asks_for(deployed: &Deployed) {
+    let eks = aws_sdk_eks::Client::new(&deployed.config);
+    let cluster = eks.describe_cluster().name("innovate-dev").send().await.unwrap().cluster.unwrap();
+    assert_eq!(cluster.status.unwrap().as_str(), "ACTIVE");
+    assert_eq!(cluster.version.unwrap(), "1.36");
+    let access = cluster.access_config.unwrap();
+    assert_eq!(access.authentication_mode.unwrap().as_str(), "API");
+    assert_eq!(cluster.tags.unwrap()["slipway:cluster"], "innovate-dev");
+
+    let ec2 = aws_sdk_ec2::Client::new(&deployed.config);
+    let gateways = ec2.describe_nat_gateways().send().await.unwrap().nat_gateways.unwrap();
+    assert_eq!(gateways.len(), 1, "a single NAT gateway");
+    let mine = aws_sdk_ec2::types::Filter::builder().name("tag:karpenter.sh/discovery").values("innovate-dev").build();
+    let subnets = ec2.describe_subnets().filters(mine).send().await.unwrap().subnets.unwrap();
+    assert_eq!(subnets.len(), 2, "Karpenter finds the private subnets, no others");
+    assert!(subnets.iter().all(|subnet| subnet.map_public_ip_on_launch != Some(true)));
+
+    let queue = aws_sdk_sqs::Client::new(&deployed.config);
+    queue.get_queue_url().queue_name("slipway-eks-innovate-dev").send().await.unwrap();
+}
+
+async fn the_table_remembers_the_run(deployed: &Deployed) {
+    let rows = deployed.rows("innovate-dev").await.unwrap();
+    let row = |sk: &str| rows.iter().find(|(key, _)| key == sk).map(|(_, row)| row.clone());
+    let spec = row("SPEC").unwrap();
+    assert_eq!(spec["spec"]["name"], "innovate-dev", "{spec}");
+    let runs: Vec<_> = rows.iter().filter(|(sk, _)| sk.starts_with("RUN#") && !sk.contains("#STEP#")).collect();
+    assert_eq!(runs.len(), 1);
+    assert_eq!(runs[0].1["outcome"], "Succeeded", "{}", runs[0].1);
+    let steps: BTreeSet<_> = rows.iter().filter_map(|(sk, _)| sk.split_once("#STEP#")).map(|(_, step)| step).collect();
+    for step in ["preflight", "ensure-network", "create-cluster", "install-karpenter", "verify-capacity"] {
+        assert!(steps.contains(step), "{step} left no row: {steps:?}");
+    }
+    let lease = row("LEASE").unwrap();
+    assert!(lease.get("execution").is_none_or(Value::is_null), "the lease is released: {lease}");
+}
+
+fn no_function_did_what_its_role_would_not_allow(deployed: &Deployed) {
+    let warnings = std::fs::read_to_string(deployed.cloud.dir().join("warnings.jsonl")).unwrap();
+    assert_eq!(warnings, "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chart_that_does_not_exist_fails_by_name_and_frees_the_cluster() {
+    let deployed = Deployed::start(Kubernetes::Real).await.unwrap();
+    let listener = Listener::start(&deployed.config).await.unwrap();
+    let mut spec = spec();
+    spec["name"] = json!("no-chart");
+    spec["karpenter"]["version"] = json!("1.14.99");
+
+    let ended = deployed.provision(&spec).await.unwrap();
+    assert_eq!((ended.status.as_str(), ended.error.as_str()), ("FAILED", "ChartNotFound"), "{}", ended.cause);
+    assert!(ended.cause.contains("1.14.99") && ended.cause.contains("karpenter.version"), "{}", ended.cause);
+    assert!(ended.cause.contains("start the machine again"), "{}", ended.cause);
+    let failed = listener.next("Cluster Failed").await.unwrap();
+    assert_eq!(failed["detail"]["error"], "ChartNotFound", "{failed}");
+
+    let rows = deployed.rows("no-chart").await.unwrap();
+    let (_, lease) = rows.iter().find(|(sk, _)| sk == "LEASE").unwrap();
+    assert!(lease.get("execution").is_none_or(Value::is_null), "the lease is released: {lease}");
+    let (_, run) = rows.iter().find(|(sk, _)| sk.starts_with("RUN#") && !sk.contains("#STEP#")).unwrap();
+    assert_eq!((&run["outcome"], &run["error"]), (&json!("Failed"), &json!("ChartNotFound")), "{run}");
+    deployed.cloud.stop().await;
+}
