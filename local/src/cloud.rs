@@ -179,7 +179,7 @@ impl Cloud {
         let identities = self.gateway.identities();
         identities.ask(Arc::new(ministack.clone()));
         let iam = Iam::new(moto.clone(), ministack.clone());
-        let sts = Sts::new(Arc::clone(identities), iam.clone());
+        let sts = Sts::new(Arc::clone(identities), Arc::new(iam.clone()));
         self.gateway.authorize_by(Authorizer::create(Arc::new(iam.clone()), &self.dir.join("warnings.jsonl"))?);
 
         let tasks = Tasks::new(self.gateway.client("states.amazonaws.com", ACCOUNT, REGION));

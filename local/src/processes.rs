@@ -109,7 +109,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_child_sees_only_what_it_is_given_and_ends_with_itstether() {
+    async fn a_child_sees_only_what_it_is_given_and_ends_with_its_tether() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
         let mut command = Command::new("/bin/sh");

@@ -25,32 +25,21 @@ pub struct Role {
     pub trust: Value,
 }
 
+/// Whoever knows roles and identity providers.
+#[async_trait]
+pub trait Roles: RolePolicies {
+    /// A role, by its ARN; `None` if nobody has it.
+    async fn role(&self, role_arn: &str) -> Option<Role>;
+
+    /// An OIDC provider's client ids, by the provider's ARN; `None` if there is no such provider.
+    async fn client_ids(&self, provider_arn: &str) -> Option<Vec<String>>;
+}
+
 impl Iam {
     /// IAM over moto and MiniStack.
     #[must_use]
     pub fn new(moto: Moto, ministack: MiniStack) -> Self {
         Self { moto, ministack }
-    }
-
-    /// A role, by its ARN; `None` if nobody has it.
-    pub async fn role(&self, role_arn: &str) -> Option<Role> {
-        let answer = self.ask(role_arn, "GetRole", &[("RoleName", role_name(role_arn)?)]).await?;
-        // A role of the same name but another path is another role.
-        let found = texts(&answer, "Arn").into_iter().next()?;
-        if found != role_arn {
-            return None;
-        }
-        Some(Role {
-            id: texts(&answer, "RoleId").into_iter().next()?,
-            trust: document(texts(&answer, "AssumeRolePolicyDocument").first()?)?,
-        })
-    }
-
-    /// An OIDC provider's client ids, by the provider's ARN; `None` if there is no such provider.
-    pub async fn client_ids(&self, provider_arn: &str) -> Option<Vec<String>> {
-        let answer =
-            self.ask(provider_arn, "GetOpenIDConnectProvider", &[("OpenIDConnectProviderArn", provider_arn)]).await?;
-        Some(members(&answer, "ClientIDList"))
     }
 
     /// Asks about a thing, in the account that its ARN names. The question is the cloud's own: it is not recorded.
@@ -85,6 +74,28 @@ impl Service for Iam {
         }
         let second = self.ministack.handle(call).await;
         if second.status.is_success() { second } else { answer }
+    }
+}
+
+#[async_trait]
+impl Roles for Iam {
+    async fn role(&self, role_arn: &str) -> Option<Role> {
+        let answer = self.ask(role_arn, "GetRole", &[("RoleName", role_name(role_arn)?)]).await?;
+        // A role of the same name but another path is another role.
+        let found = texts(&answer, "Arn").into_iter().next()?;
+        if found != role_arn {
+            return None;
+        }
+        Some(Role {
+            id: texts(&answer, "RoleId").into_iter().next()?,
+            trust: document(texts(&answer, "AssumeRolePolicyDocument").first()?)?,
+        })
+    }
+
+    async fn client_ids(&self, provider_arn: &str) -> Option<Vec<String>> {
+        let answer =
+            self.ask(provider_arn, "GetOpenIDConnectProvider", &[("OpenIDConnectProviderArn", provider_arn)]).await?;
+        Some(members(&answer, "ClientIDList"))
     }
 }
 

@@ -12,9 +12,8 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::iam::{Iam, Role};
+use super::iam::{Role, Roles};
 use crate::eks::Eks;
-use crate::gateway::authorize::RolePolicies;
 use crate::gateway::call::{Answer, AwsError, Call, Principal, Service};
 use crate::gateway::identify::{Identities, Session};
 use crate::gateway::policy::{Decision, Question, callers, decide, decide_trust};
@@ -35,14 +34,14 @@ impl IssuerKeys for Eks {
 /// STS of the local cloud.
 pub struct Sts {
     identities: Arc<Identities>,
-    iam: Iam,
+    iam: Arc<dyn Roles>,
     issuers: OnceLock<Arc<dyn IssuerKeys>>,
 }
 
 impl Sts {
     /// STS that hands its sessions to `identities` and looks roles and providers up in `iam`.
     #[must_use]
-    pub fn new(identities: Arc<Identities>, iam: Iam) -> Arc<Self> {
+    pub fn new(identities: Arc<Identities>, iam: Arc<dyn Roles>) -> Arc<Self> {
         Arc::new(Self { identities, iam, issuers: OnceLock::new() })
     }
 
@@ -322,4 +321,173 @@ fn random_text(length: usize) -> String {
     }
     text.truncate(length);
     text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use aws_lc_rs::encoding::AsDer;
+    use aws_lc_rs::rsa::{KeyPair, KeySize};
+    use base64::Engine;
+    use bytes::Bytes;
+    use http::Method;
+    use jsonwebtoken::jwk::Jwk;
+    use jsonwebtoken::{EncodingKey, Header};
+    use serde_json::json;
+
+    use super::*;
+    use crate::gateway::authorize::RolePolicies;
+
+    const ISSUER: &str = "https://oidc.eks.eu-west-1.amazonaws.com/id/A";
+    const CONTROLLER: &str = "arn:aws:iam::111122223333:role/controller";
+    const ACCESS: &str = "arn:aws:iam::111122223333:role/access";
+
+    /// Two roles, and the identity provider if there is one.
+    struct Account {
+        provider: bool,
+        policies: Vec<Value>,
+    }
+
+    #[async_trait]
+    impl RolePolicies for Account {
+        async fn policies(&self, _role_arn: &str) -> Option<Vec<Value>> {
+            Some(self.policies.clone())
+        }
+
+        async fn arn(&self, _account: &str, _kind: &str, _name: &str) -> Option<String> {
+            None
+        }
+    }
+
+    #[async_trait]
+    impl Roles for Account {
+        async fn role(&self, role_arn: &str) -> Option<Role> {
+            let host = ISSUER.trim_start_matches("https://");
+            let trust = match role_arn {
+                CONTROLLER => json!({"Statement": [{
+                    "Effect": "Allow", "Action": "sts:AssumeRoleWithWebIdentity",
+                    "Principal": {"Federated": format!("arn:aws:iam::111122223333:oidc-provider/{host}")},
+                    "Condition": {"StringEquals": {
+                        format!("{host}:sub"): "system:serviceaccount:karpenter:karpenter",
+                        format!("{host}:aud"): "sts.amazonaws.com"}}}]}),
+                ACCESS => json!({"Statement": [{
+                    "Effect": "Allow", "Action": "sts:AssumeRole",
+                    "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
+                    "Condition": {"StringEquals": {"sts:ExternalId": "x"}}}]}),
+                _ => return None,
+            };
+            Some(Role { id: "AROAEXAMPLE".to_owned(), trust })
+        }
+
+        async fn client_ids(&self, _provider_arn: &str) -> Option<Vec<String>> {
+            self.provider.then(|| vec!["sts.amazonaws.com".to_owned()])
+        }
+    }
+
+    /// An issuer with one key.
+    struct Issuer {
+        private: EncodingKey,
+    }
+
+    impl Issuer {
+        fn new() -> Self {
+            let der = KeyPair::generate(KeySize::Rsa2048).unwrap().as_der().unwrap();
+            let text = base64::engine::general_purpose::STANDARD.encode(der.as_ref());
+            let pem = format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n");
+            Self { private: EncodingKey::from_rsa_pem(pem.as_bytes()).unwrap() }
+        }
+
+        fn token(&self, subject: &str, audience: &str, seconds: i64) -> String {
+            let expires = OffsetDateTime::now_utc().unix_timestamp() + seconds;
+            let claims = json!({"iss": ISSUER, "sub": subject, "aud": [audience], "exp": expires});
+            jsonwebtoken::encode(&Header::new(Algorithm::RS256), &claims, &self.private).unwrap()
+        }
+    }
+
+    impl IssuerKeys for Issuer {
+        fn jwks(&self, issuer: &str) -> Option<Value> {
+            let key = Jwk::from_encoding_key(&self.private, Algorithm::RS256).unwrap();
+            (issuer == ISSUER).then(|| json!({"keys": [key]}))
+        }
+    }
+
+    fn sts(provider: bool, policies: Vec<Value>, issuer: Issuer) -> Arc<Sts> {
+        let sts = Sts::new(Identities::new("111122223333", "eu-west-1", "s"), Arc::new(Account { provider, policies }));
+        sts.trust_issuers(Arc::new(issuer));
+        sts
+    }
+
+    async fn ask(
+        sts: &Sts,
+        principal: Principal,
+        action: &str,
+        parameters: &[(&str, &str)],
+    ) -> Result<String, AwsError> {
+        let mut headers = http::HeaderMap::new();
+        headers.insert("content-type", "application/x-www-form-urlencoded".parse().unwrap());
+        let call = Call {
+            request_id: wire::request_id(),
+            account: "111122223333".into(),
+            region: "eu-west-1".into(),
+            principal,
+            service: "sts".into(),
+            action: action.into(),
+            method: Method::POST,
+            uri: "/".parse().unwrap(),
+            headers,
+            body: wire::form_body(action, "2011-06-15", parameters),
+        };
+        let answer = sts.handle(call).await;
+        let body: Bytes = answer.body.clone();
+        wire::error_of(&answer).map_or_else(|| Ok(String::from_utf8(body.to_vec()).unwrap()), Err)
+    }
+
+    async fn with_token(sts: &Sts, token: &str) -> Result<String, AwsError> {
+        let parameters = [("RoleArn", CONTROLLER), ("RoleSessionName", "karpenter"), ("WebIdentityToken", token)];
+        ask(sts, Principal::service("anonymous", "111122223333"), "AssumeRoleWithWebIdentity", &parameters).await
+    }
+
+    const SUBJECT: &str = "system:serviceaccount:karpenter:karpenter";
+
+    #[tokio::test]
+    async fn a_token_is_believed_only_with_signature_provider_audience_time_and_trust() {
+        let issuer = Issuer::new();
+        let good = issuer.token(SUBJECT, "sts.amazonaws.com", 600);
+        let forged = Issuer::new().token(SUBJECT, "sts.amazonaws.com", 600);
+        let late = issuer.token(SUBJECT, "sts.amazonaws.com", -600);
+        let elsewhere = issuer.token(SUBJECT, "vault", 600);
+        let other = issuer.token("system:serviceaccount:default:default", "sts.amazonaws.com", 600);
+        let cloud = sts(true, Vec::new(), issuer);
+        let given = with_token(&cloud, &good).await.unwrap();
+        assert!(given.contains("assumed-role/controller/karpenter"), "{given}");
+        for (token, status, code) in [
+            (forged, 400, "InvalidIdentityToken"),
+            (late, 400, "ExpiredTokenException"),
+            (elsewhere, 400, "InvalidIdentityToken"),
+            (other, 403, "AccessDenied"),
+        ] {
+            let refusal = with_token(&cloud, &token).await.unwrap_err();
+            assert_eq!((refusal.status, refusal.code.as_str()), (status, code), "{refusal}");
+        }
+        let refusal = with_token(&sts(false, Vec::new(), Issuer::new()), &good).await.unwrap_err();
+        assert_eq!(refusal.message, format!("No OpenIDConnect provider found in your account for {ISSUER}"));
+    }
+
+    #[tokio::test]
+    async fn an_account_in_a_trust_policy_leaves_it_to_the_callers_own() {
+        let caller = Principal {
+            arn: "arn:aws:sts::111122223333:assumed-role/step/step".into(),
+            account: "111122223333".into(),
+            role_arn: Some("arn:aws:iam::111122223333:role/step".into()),
+            function: Some("step".into()),
+        };
+        let allowed = json!({"Statement": [{"Effect": "Allow", "Action": "sts:AssumeRole", "Resource": ACCESS}]});
+        let parameters = [("RoleArn", ACCESS), ("RoleSessionName", "step"), ("ExternalId", "x")];
+        let may = sts(true, vec![allowed], Issuer::new());
+        assert!(ask(&may, caller.clone(), "AssumeRole", &parameters).await.is_ok());
+        assert_eq!(ask(&may, caller.clone(), "AssumeRole", &parameters[..2]).await.unwrap_err().code, "AccessDenied");
+        let may_not = sts(true, Vec::new(), Issuer::new());
+        assert_eq!(ask(&may_not, caller, "AssumeRole", &parameters).await.unwrap_err().code, "AccessDenied");
+    }
 }
