@@ -1,4 +1,4 @@
-//! The Price List service, for the instance types whose published prices are known here.
+//! The Price List service, for the instance types whose prices are known here.
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
