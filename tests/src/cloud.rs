@@ -8,6 +8,9 @@ use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
 use serde_json::Value;
 use slipway_local::cloud::{ACCOUNT, Cloud, CloudConfig, Kubernetes, REGION};
+use slipway_local::gateway::record::Entry;
+use slipway_local::services::stepfunctions::invoke;
+use slipway_states::failure::Failure;
 use tokio::process::Command;
 
 /// A cloud of this test's own.
@@ -63,12 +66,37 @@ impl Deployed {
     /// # Errors
     /// What Step Functions refused, or that there was no end.
     pub async fn provision(&self, spec: &Value) -> anyhow::Result<Ended> {
+        self.run_machine("slipway-provision", spec).await
+    }
+
+    /// Starts a machine of the template and waits for its end, at most five minutes.
+    ///
+    /// # Errors
+    /// What Step Functions refused, or that there was no end.
+    pub async fn run_machine(&self, machine: &str, input: &Value) -> anyhow::Result<Ended> {
+        let execution = self.start_machine(machine, input).await?;
+        self.end(&execution).await
+    }
+
+    /// Starts a machine of the template and answers the execution's ARN.
+    ///
+    /// # Errors
+    /// What Step Functions refused.
+    pub async fn start_machine(&self, machine: &str, input: &Value) -> anyhow::Result<String> {
         let states = aws_sdk_sfn::Client::new(&self.config);
-        let machine = format!("arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:slipway-provision");
+        let machine = format!("arn:aws:states:{REGION}:{ACCOUNT}:stateMachine:{machine}");
+        Ok(states.start_execution().state_machine_arn(machine).input(input.to_string()).send().await?.execution_arn)
+    }
+
+    /// Waits for an execution's end, at most five minutes.
+    ///
+    /// # Errors
+    /// That there was none.
+    pub async fn end(&self, execution: &str) -> anyhow::Result<Ended> {
+        let states = aws_sdk_sfn::Client::new(&self.config);
         let began = Instant::now();
-        let started = states.start_execution().state_machine_arn(machine).input(spec.to_string()).send().await?;
         while began.elapsed() < Duration::from_mins(5) {
-            let now = states.describe_execution().execution_arn(&started.execution_arn).send().await?;
+            let now = states.describe_execution().execution_arn(execution).send().await?;
             if now.status.as_str() != "RUNNING" {
                 return Ok(Ended {
                     status: now.status.as_str().to_owned(),
@@ -81,6 +109,36 @@ impl Deployed {
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
         bail!("the execution did not end within five minutes")
+    }
+
+    /// Invokes a step's deployed function once, as the machine does: its answer, or its error's name and cause.
+    ///
+    /// # Errors
+    /// The name that the machine would match, and the cause.
+    pub async fn invoke(&self, step: &str, input: &Value) -> Result<Value, Failure> {
+        let aws = self.cloud.gateway().client("states.amazonaws.com", ACCOUNT, REGION);
+        invoke(&aws, &format!("slipway-{step}:live"), input).await
+    }
+
+    /// The calls by which functions changed AWS since call number `since`: not our own table, bus and logs, and not
+    /// the tokens that a function asks for.
+    #[must_use]
+    pub fn mutations(&self, since: u64) -> Vec<Entry> {
+        let own = ["dynamodb", "events:PutEvents", "logs", "sts", "lambda:Invoke"];
+        let calls = self.cloud.gateway().record().entries().into_iter();
+        calls
+            .filter(|call| call.seq > since && call.mutating && call.function.is_some())
+            .filter(|call| {
+                let action = format!("{}:{}", call.service, call.action);
+                !own.iter().any(|own| call.service == *own || action == *own)
+            })
+            .collect()
+    }
+
+    /// The number of the latest call.
+    #[must_use]
+    pub fn last_call(&self) -> u64 {
+        self.cloud.gateway().record().entries().iter().map(|call| call.seq).max().unwrap_or_default()
     }
 
     /// What `kubectl … -o json` answers to the admin, who logs in as the ordinary tools do.

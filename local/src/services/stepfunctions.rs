@@ -94,24 +94,31 @@ impl Tasks {
     }
 }
 
+/// Invokes a function and waits for its answer; its own errors come back under their names.
+///
+/// # Errors
+/// What the function or Lambda answered.
+pub async fn invoke(aws: &Aws, function_name: &str, payload: &Value) -> Result<Value, TaskError> {
+    let path = format!("/2015-03-31/functions/{}/invocations", function_name.replace(':', "%3A"));
+    let mut call = wire::outgoing(aws, "lambda", "Invoke", Method::POST, &path)
+        .map_err(|error| Failure::new("Lambda.SdkClientException", error.message))?;
+    call.headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    call.body = Bytes::from(payload.to_string());
+    let answer = aws.gateway.dispatch(call).await;
+    if let Some(refusal) = wire::error_of(&answer) {
+        return Err(Failure::new(format!("Lambda.{}", refusal.code), refusal.message));
+    }
+    let payload: Value = serde_json::from_slice(&answer.body).unwrap_or(Value::Null);
+    if answer.headers.contains_key("x-amz-function-error") {
+        return Err(Failure::from_function_error(&payload));
+    }
+    Ok(payload)
+}
+
 #[async_trait]
 impl TaskInvoker for Tasks {
     async fn invoke_lambda(&self, role_arn: &str, function_name: &str, payload: Value) -> Result<Value, TaskError> {
-        let aws = self.of_role(role_arn);
-        let path = format!("/2015-03-31/functions/{}/invocations", function_name.replace(':', "%3A"));
-        let mut call = wire::outgoing(&aws, "lambda", "Invoke", Method::POST, &path)
-            .map_err(|error| Failure::new("Lambda.SdkClientException", error.message))?;
-        call.headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        call.body = Bytes::from(payload.to_string());
-        let answer = aws.gateway.dispatch(call).await;
-        if let Some(refusal) = wire::error_of(&answer) {
-            return Err(Failure::new(format!("Lambda.{}", refusal.code), refusal.message));
-        }
-        let payload: Value = serde_json::from_slice(&answer.body).unwrap_or(Value::Null);
-        if answer.headers.contains_key("x-amz-function-error") {
-            return Err(Failure::from_function_error(&payload));
-        }
-        Ok(payload)
+        invoke(&self.of_role(role_arn), function_name, &payload).await
     }
 
     async fn call(&self, role_arn: &str, resource: &str, arguments: Value) -> Result<Value, TaskError> {
