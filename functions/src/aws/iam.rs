@@ -6,7 +6,12 @@ use aws_sdk_iam::types::Tag;
 use serde_json::Value;
 use slipway_statemachine::{ClusterKey, ErrorName, Run, StepError, names};
 
-use super::error::{During as _, code, refused};
+use super::{
+    documents::{document, same_document},
+    error::{During as _, code, refused},
+    partition,
+    tags::{missing, ours},
+};
 use crate::Context;
 
 /// A role as a step wants it.
@@ -72,54 +77,6 @@ pub fn decide(cluster: &ClusterKey, wanted: &Role, found: Option<&FoundRole>) ->
     }
     changes.extend(attach(&found.policies));
     Ok(changes)
-}
-
-/// Refuses what does not carry our tag for this cluster.
-///
-/// # Errors
-/// `NotOurs`, naming `what`.
-pub fn ours(cluster: &ClusterKey, tags: &BTreeMap<String, String>, what: &str) -> Result<(), StepError> {
-    match tags.get(names::CLUSTER_TAG) {
-        Some(name) if *name == cluster.name => Ok(()),
-        Some(other) => Err(StepError::new(ErrorName::NotOurs, format!("{what} belongs to the cluster {other}."))),
-        None => Err(StepError::new(
-            ErrorName::NotOurs,
-            format!("{what} exists and has no tag {}, so Slipway did not make it.", names::CLUSTER_TAG),
-        )),
-    }
-}
-
-/// The wanted tags that are missing or differ.
-#[must_use]
-pub fn missing(wanted: &BTreeMap<String, String>, found: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    wanted.iter().filter(|(key, value)| found.get(*key) != Some(value)).map(|(k, v)| (k.clone(), v.clone())).collect()
-}
-
-/// Whether two policy documents say the same: IAM may turn a list of one into its member and reorder lists.
-#[must_use]
-pub fn same_document(one: &Value, other: &Value) -> bool {
-    match (one, other) {
-        (Value::Array(items), single) | (single, Value::Array(items)) if !single.is_array() => {
-            items.len() == 1 && same_document(&items[0], single)
-        }
-        (Value::Array(left), Value::Array(right)) => {
-            left.len() == right.len() && left.iter().all(|item| right.iter().any(|that| same_document(item, that)))
-        }
-        (Value::Object(left), Value::Object(right)) => {
-            left.len() == right.len()
-                && left.iter().all(|(key, value)| right.get(key).is_some_and(|that| same_document(value, that)))
-        }
-        _ => one == other,
-    }
-}
-
-/// A document as IAM's read operations give it: JSON, percent-encoded (RFC 3986).
-fn document(encoded: &str) -> Value {
-    let text: String = url::form_urlencoded::parse(encoded.replace('+', "%2B").as_bytes())
-        .map(|(key, value)| if value.is_empty() { key.into_owned() } else { format!("{key}={value}") })
-        .collect::<Vec<_>>()
-        .join("&");
-    serde_json::from_str(&text).unwrap_or(Value::Null)
 }
 
 fn tags_of(tags: &[Tag]) -> BTreeMap<String, String> {
@@ -297,16 +254,6 @@ pub async fn ensure_service_linked_role(cx: &Context, service: &str, name: &str)
     }
 }
 
-/// The partition of a region: `aws`, `aws-cn` or `aws-us-gov`.
-#[must_use]
-pub fn partition(region: &str) -> &'static str {
-    match region {
-        _ if region.starts_with("cn-") => "aws-cn",
-        _ if region.starts_with("us-gov-") => "aws-us-gov",
-        _ => "aws",
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -357,20 +304,5 @@ mod tests {
             let error = decide(&demo(), &wanted(), Some(&FoundRole { tags, ..found() })).unwrap_err();
             assert_eq!(error.name, ErrorName::NotOurs);
         }
-    }
-
-    #[test]
-    fn documents_are_compared_by_what_they_say() {
-        let one = json!({"Statement": [{"Action": ["a", "b"], "Resource": "*"}]});
-        assert!(same_document(&one, &json!({"Statement": {"Resource": ["*"], "Action": ["b", "a"]}})));
-        assert!(!same_document(&one, &json!({"Statement": {"Resource": ["*"], "Action": ["b"]}})));
-        assert!(!same_document(&json!(["a", "a"]), &json!(["a", "b", "c"])));
-    }
-
-    #[test]
-    fn documents_are_read_as_iam_encodes_them() {
-        let encoded = "%7B%22a%22%3A%20%22x%26y%3D1%2B1%22%7D";
-        assert_eq!(document(encoded), json!({"a": "x&y=1+1"}));
-        assert_eq!(document("{\"plain\": \"a+b\"}"), json!({"plain": "a+b"}));
     }
 }

@@ -1,7 +1,9 @@
 //! AWS's APIs: one configuration, a client a service, made when first asked for.
 
+pub mod documents;
 pub mod error;
 pub mod iam;
+pub mod tags;
 
 use std::{sync::OnceLock, time::Duration};
 
@@ -84,5 +86,15 @@ impl Clients {
     #[must_use]
     pub fn region(&self) -> &str {
         self.config.region().map_or("", AsRef::as_ref)
+    }
+}
+
+/// The partition of a region: `aws`, `aws-cn` or `aws-us-gov`.
+#[must_use]
+pub fn partition(region: &str) -> &'static str {
+    match region {
+        _ if region.starts_with("cn-") => "aws-cn",
+        _ if region.starts_with("us-gov-") => "aws-us-gov",
+        _ => "aws",
     }
 }

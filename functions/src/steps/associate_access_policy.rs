@@ -11,7 +11,8 @@ use crate::{
     Context,
     aws::{
         error::{During as _, code, refused},
-        iam::{missing, partition},
+        partition,
+        tags::missing,
     },
     cluster,
 };

@@ -11,7 +11,10 @@ use slipway_statemachine::{ClusterKey, ErrorName, Run, Step, StepError, names};
 
 use crate::{
     Context,
-    aws::iam::{Role, ensure_role, ensure_service_linked_role, partition},
+    aws::{
+        iam::{Role, ensure_role, ensure_service_linked_role},
+        partition,
+    },
 };
 
 /// Makes the roles that a cluster and its nodes run as.

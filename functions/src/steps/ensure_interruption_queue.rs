@@ -15,8 +15,10 @@ use slipway_statemachine::{ClusterKey, ErrorName, Run, Step, StepError, names};
 use crate::{
     Context,
     aws::{
+        documents::same_document,
         error::{During as _, code, refused},
-        iam::{missing, ours, partition, same_document},
+        partition,
+        tags::{missing, ours},
     },
 };
 

@@ -15,7 +15,7 @@ use crate::{
     Context,
     aws::{
         error::{During as _, code, refused},
-        iam::{missing, ours},
+        tags::{missing, ours},
     },
 };
 
