@@ -14,6 +14,7 @@
 pub mod aws;
 pub mod cluster;
 pub mod context;
+pub mod ownership;
 pub mod runtime;
 pub mod state;
 pub mod steps;

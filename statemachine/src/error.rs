@@ -67,6 +67,12 @@ error_names! {
     NodePoolNotReady => "Read the condition in the cause: subnets, security group, image or role.",
     /// A test pod never ran on a node of its architecture.
     CapacityNotVerified => "Read the scheduler's and Karpenter's events in the cause.",
+    /// The cluster is protected from deletion, by its spec or in EKS.
+    DeletionProtected => "Start the teardown with \"liftDeletionProtection\": true.",
+    /// Workloads hold load balancers or volumes; the cause lists them.
+    WorkloadsHoldResources => "Delete what the cause lists, or start the teardown with \"workloads\": \"delete\".",
+    /// Something cannot be deleted because something else holds it; the cause names what.
+    DeletionBlocked => "Remove what the cause names, then start the teardown again.",
     /// A fresh IAM role, policy or provider is not believed yet. Retried by the machine.
     PropagationPending => "Start again; if it persists, check that the named role exists.",
     /// AWS throttled us beyond the SDK's own retries. Retried by the machine.

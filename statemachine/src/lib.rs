@@ -5,6 +5,7 @@ pub mod error;
 pub mod names;
 pub mod spec;
 pub mod step;
+pub mod teardown;
 pub mod validate;
 
 pub use error::{ErrorName, StepError};

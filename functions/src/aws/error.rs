@@ -21,6 +21,46 @@ impl<T, E: ProvideErrorMetadata> During<T> for Result<T, SdkError<E, HttpRespons
     }
 }
 
+/// Names what AWS answered to a deletion.
+pub trait Deleted {
+    /// `action` as IAM writes it. True: it is deleted now; false: it was gone already.
+    ///
+    /// # Errors
+    /// What AWS refused; `DeletionBlocked` in AWS's words where something else holds the thing.
+    fn deleted(self, action: &str) -> Result<bool, StepError>;
+}
+
+impl<T, E: ProvideErrorMetadata> Deleted for Result<T, SdkError<E, HttpResponse>> {
+    fn deleted(self, action: &str) -> Result<bool, StepError> {
+        match self {
+            Ok(_) => Ok(true),
+            Err(error) => match error.code() {
+                Some(code) if is_gone(code) => Ok(false),
+                Some(code) if is_held(code) => {
+                    let said = error.message().unwrap_or("no message").trim_end_matches('.');
+                    Err(StepError::new(ErrorName::DeletionBlocked, format!("{action} was refused: {said} ({code}).")))
+                }
+                _ => Err(refused(action, &error)),
+            },
+        }
+    }
+}
+
+/// Whether a code says that the thing is not there, each service in its own words.
+#[must_use]
+pub fn is_gone(code: &str) -> bool {
+    ["NotFound", "NotFoundException", "NoSuchEntity", "NoSuchEntityException", "NonExistentQueue", "QueueDoesNotExist"]
+        .iter()
+        .any(|ending| code.ends_with(ending))
+}
+
+/// Whether a code says that something else holds the thing: EC2, IAM, EKS.
+#[must_use]
+pub fn is_held(code: &str) -> bool {
+    ["DependencyViolation", "DeleteConflict", "DeleteConflictException", "ResourceInUseException", "InvalidGroup.InUse"]
+        .contains(&code)
+}
+
 /// AWS's code, for example `ResourceNotFoundException`; none when no answer came.
 pub fn code<E: ProvideErrorMetadata>(error: &SdkError<E, HttpResponse>) -> Option<&str> {
     error.code()
@@ -173,6 +213,24 @@ pub fn classify(code: &str, message: &str, status: u16) -> ErrorName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_gone_is_told_from_what_is_held() {
+        for code in [
+            "NoSuchEntity",
+            "ResourceNotFoundException",
+            "InvalidGroup.NotFound",
+            "InvalidNetworkInterfaceID.NotFound",
+            "InvalidLaunchTemplateId.NotFound",
+            "AWS.SimpleQueueService.NonExistentQueue",
+        ] {
+            assert!(is_gone(code) && !is_held(code), "{code}");
+        }
+        for code in ["DependencyViolation", "DeleteConflict", "ResourceInUseException"] {
+            assert!(is_held(code) && !is_gone(code), "{code}");
+        }
+        assert!(!is_gone("AccessDenied") && !is_held("AccessDenied"));
+    }
 
     #[test]
     fn each_kind_of_answer_has_its_name() {

@@ -4,9 +4,9 @@
 //!
 //! | `sk` | holds |
 //! |---|---|
-//! | `SPEC` | the registry: the completed spec, `status` (`Provisioning`, `Ready`, `Failed`), the last run |
+//! | `SPEC` | the registry: the completed spec, `status` (`Provisioning`, `Ready`, `Deleting`, `Deleted`, `Failed`), the last run |
 //! | `LEASE` | who may change the cluster: `run`, `execution`, and `fence`, which only grows |
-//! | `RUN#<ulid>` | a run: `execution`, `startedAt`, and once it ended `outcome`, `error`, `cause`, `outputs`, `timeline` |
+//! | `RUN#<ulid>` | a run: `execution`, `purpose`, `startedAt`, and once it ended `outcome`, `error`, `cause`, `outputs`, `timeline` |
 //! | `RUN#<ulid>#STEP#<name>` | a step of a run: see [`steps`] |
 //!
 //! Every write is conditional. Times are RFC 3339 in UTC, but `expires`, which is DynamoDB's TTL in epoch seconds.

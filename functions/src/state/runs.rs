@@ -31,12 +31,40 @@ impl Outcome {
             Self::Failed => "Failed",
         }
     }
+}
+
+/// What a run is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The cluster is to be as its spec says.
+    Provision,
+    /// The cluster is to go.
+    Teardown,
+}
+
+impl Purpose {
+    /// As a run's row has it.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Provision => "Provision",
+            Self::Teardown => "Teardown",
+        }
+    }
+
+    /// The cluster's `status` while such a run is at work.
+    const fn status(self) -> &'static str {
+        match self {
+            Self::Provision => "Provisioning",
+            Self::Teardown => "Deleting",
+        }
+    }
 
     /// The cluster's `status` after it.
-    const fn cluster_status(self) -> &'static str {
-        match self {
-            Self::Succeeded => "Ready",
-            Self::Failed => "Failed",
+    const fn status_after(self, outcome: Outcome) -> &'static str {
+        match (outcome, self) {
+            (Outcome::Succeeded, Self::Provision) => "Ready",
+            (Outcome::Succeeded, Self::Teardown) => "Deleted",
+            (Outcome::Failed, _) => "Failed",
         }
     }
 }
@@ -48,6 +76,8 @@ pub struct Opening<'a> {
     pub run: &'a Run,
     /// ARN of the execution that takes the lease.
     pub execution: &'a str,
+    /// What for.
+    pub purpose: Purpose,
     /// The completed spec.
     pub spec: &'a Value,
     /// Now.
@@ -76,6 +106,8 @@ pub struct Closing {
 pub struct RunRow {
     /// The run.
     pub run: Run,
+    /// What for.
+    pub purpose: Purpose,
     /// ARN of its execution.
     pub execution: String,
     /// How it ended; none while it is open.
@@ -100,6 +132,12 @@ impl RunRow {
         };
         Some(Self {
             run: Run { id: text("sk")?.strip_prefix("RUN#")?.to_owned(), fence: attributes::number(row, "fence")? },
+            // A run of the first release says nothing: there was nothing but provisions.
+            purpose: if text("purpose").as_deref() == Some("Teardown") {
+                Purpose::Teardown
+            } else {
+                Purpose::Provision
+            },
             execution: text("execution")?,
             outcome,
             error: text("error"),
@@ -116,7 +154,7 @@ impl Table {
     /// # Errors
     /// What DynamoDB raises.
     pub async fn open(&self, cluster: &ClusterKey, opening: Opening<'_>) -> Result<bool, StepError> {
-        let Opening { run, execution, spec, at } = opening;
+        let Opening { run, execution, purpose, spec, at } = opening;
         let (now, fence) = (text(&written(at)), AttributeValue::N(run.fence.to_string()));
 
         // The number is one more than the last taking's, or this is the first; a lease that was taken meanwhile has
@@ -140,6 +178,7 @@ impl Table {
         let mut row = key(cluster, &format!("RUN#{}", run.id));
         row.extend([
             ("execution".to_owned(), text(execution)),
+            ("purpose".to_owned(), text(purpose.as_str())),
             ("fence".to_owned(), fence.clone()),
             ("startedAt".to_owned(), now.clone()),
             ("expires".to_owned(), expiry(at)),
@@ -161,7 +200,7 @@ impl Table {
             .condition_expression("attribute_not_exists(fence) OR fence < :fence")
             .expression_attribute_names("#status", "status")
             .expression_attribute_values(":spec", attributes::attribute(spec))
-            .expression_attribute_values(":status", text("Provisioning"))
+            .expression_attribute_values(":status", text(purpose.status()))
             .expression_attribute_values(":run", text(&run.id))
             .expression_attribute_values(":fence", fence)
             .expression_attribute_values(":now", now)
@@ -205,9 +244,14 @@ impl Table {
     /// What DynamoDB raises; `Internal` when there is no such run.
     pub async fn close(&self, cluster: &ClusterKey, run: &Run, closing: &Closing) -> Result<RunRow, StepError> {
         let timeline = self.timeline(cluster, &run.id).await?;
+        let purpose = self.run(cluster, &run.id).await?.map_or(Purpose::Provision, |row| row.purpose);
         let row = self.closed_row(cluster, run, closing, &timeline)?;
-        let all =
-            vec![row.clone(), self.released_lease(cluster, run, closing)?, self.settled_spec(cluster, run, closing)?];
+        let status = purpose.status_after(closing.outcome);
+        let all = vec![
+            row.clone(),
+            self.released_lease(cluster, run, closing)?,
+            self.settled_spec(cluster, run, closing, status)?,
+        ];
         if !self.transact(all).await? {
             self.transact(vec![row]).await?;
         }
@@ -283,14 +327,20 @@ impl Table {
         Ok(TransactWriteItem::builder().update(update.build().map_err(incomplete)?).build())
     }
 
-    fn settled_spec(&self, cluster: &ClusterKey, run: &Run, closing: &Closing) -> Result<TransactWriteItem, StepError> {
+    fn settled_spec(
+        &self,
+        cluster: &ClusterKey,
+        run: &Run,
+        closing: &Closing,
+        status: &str,
+    ) -> Result<TransactWriteItem, StepError> {
         let update = Update::builder()
             .table_name(&self.name)
             .set_key(Some(key(cluster, "SPEC")))
             .update_expression("SET #status = :status, changedAt = :now")
             .condition_expression("run = :run AND fence = :fence")
             .expression_attribute_names("#status", "status")
-            .expression_attribute_values(":status", text(closing.outcome.cluster_status()))
+            .expression_attribute_values(":status", text(status))
             .expression_attribute_values(":now", text(&written(closing.at)))
             .expression_attribute_values(":run", text(&run.id))
             .expression_attribute_values(":fence", AttributeValue::N(run.fence.to_string()))

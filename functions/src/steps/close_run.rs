@@ -12,7 +12,7 @@ use crate::{
     aws::error::During as _,
     state::{
         lease::GRACE,
-        runs::{Closing, Outcome, RunRow},
+        runs::{Closing, Outcome, Purpose, RunRow},
     },
 };
 
@@ -157,7 +157,9 @@ fn cut_off(ended: &Ended, at: OffsetDateTime) -> Closing {
 fn cluster_of(execution: &str, input: &str) -> Option<ClusterKey> {
     let mut arn = execution.split(':').skip(3);
     let (region, account) = (arn.next()?.to_owned(), arn.next()?.to_owned());
-    let name = serde_json::from_str::<Value>(input).ok()?.get("name")?.as_str()?.to_owned();
+    let input = serde_json::from_str::<Value>(input).ok()?;
+    let name =
+        ["/name", "/cluster/name", "/spec/name"].into_iter().find_map(|at| input.pointer(at)?.as_str())?.to_owned();
     Some(ClusterKey { account, region, name })
 }
 
@@ -208,9 +210,10 @@ async fn close(cx: &Context, cluster: &ClusterKey, run: &Run, closing: &Closing)
 
 /// What the bus hears: detail-type and detail.
 fn event(cluster: &ClusterKey, row: &RunRow) -> (&'static str, Value) {
-    let kind = match row.outcome {
-        Some(Outcome::Succeeded) => "Cluster Ready",
-        Some(Outcome::Failed) | None => "Cluster Failed",
+    let kind = match (row.outcome, row.purpose) {
+        (Some(Outcome::Succeeded), Purpose::Provision) => "Cluster Ready",
+        (Some(Outcome::Succeeded), Purpose::Teardown) => "Cluster Deleted",
+        (Some(Outcome::Failed) | None, _) => "Cluster Failed",
     };
     let detail = json!({
         "cluster": cluster,
@@ -284,6 +287,7 @@ mod tests {
     fn an_execution_without_a_cluster_is_nobodys() {
         assert_eq!(cluster_of(ARN, "{}"), None);
         assert_eq!(cluster_of(ARN, "not json"), None);
+        assert_eq!(cluster_of(ARN, "{\"cluster\": {\"name\": \"demo\"}}").unwrap().name, "demo");
     }
 
     #[test]
@@ -298,6 +302,7 @@ mod tests {
         let cluster = cluster_of(ARN, "{\"name\":\"demo\"}").unwrap();
         let row = RunRow {
             run: Run { id: "01A".to_owned(), fence: 3 },
+            purpose: Purpose::Provision,
             execution: ARN.to_owned(),
             outcome: Some(Outcome::Failed),
             error: Some("ChartNotFound".to_owned()),
@@ -308,7 +313,10 @@ mod tests {
         let (kind, detail) = event(&cluster, &row);
         assert_eq!(kind, "Cluster Failed");
         assert_eq!((&detail["error"], &detail["cluster"]["name"]), (&json!("ChartNotFound"), &json!("demo")));
-        let (kind, _) = event(&cluster, &RunRow { outcome: Some(Outcome::Succeeded), ..row });
+        let (kind, _) = event(&cluster, &RunRow { outcome: Some(Outcome::Succeeded), ..row.clone() });
         assert_eq!(kind, "Cluster Ready");
+        let (kind, _) =
+            event(&cluster, &RunRow { outcome: Some(Outcome::Succeeded), purpose: Purpose::Teardown, ..row });
+        assert_eq!(kind, "Cluster Deleted");
     }
 }

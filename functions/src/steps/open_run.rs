@@ -13,7 +13,7 @@ use crate::{
     runtime,
     state::{
         lease::{Decision, Execution, decide},
-        runs::Opening,
+        runs::{Opening, Purpose},
     },
 };
 
@@ -61,7 +61,7 @@ impl Step for OpenRun {
 }
 
 /// Sets account and region, which are the control plane's own.
-fn place(spec: &mut ClusterSpec, account: &str, region: &str) -> Result<ClusterKey, StepError> {
+pub(crate) fn place(spec: &mut ClusterSpec, account: &str, region: &str) -> Result<ClusterKey, StepError> {
     let elsewhere = |field: &str, asked: &str, own: &str| {
         let cause = format!("`{field}` is {asked:?}, but this control plane makes clusters in {own} only.");
         Err(StepError::new(ErrorName::NotYetSupported, cause)
@@ -90,27 +90,40 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
         spec.version = Some(version(cx, &cluster).await?);
     }
 
-    let completed = runtime::answer(&spec)?;
-    let execution = &input.execution.arn;
+    let run = open(cx, &cluster, &input.execution.arn, Purpose::Provision, &runtime::answer(&spec)?).await?;
+    Ok(Output { run, cluster, spec })
+}
+
+/// Takes the cluster's lease for an execution and opens its run, or answers the run that it has opened already.
+///
+/// # Errors
+/// `LeaseHeld` names the execution that has the cluster.
+pub(crate) async fn open(
+    cx: &Context,
+    cluster: &ClusterKey,
+    execution: &str,
+    purpose: Purpose,
+    spec: &Value,
+) -> Result<Run, StepError> {
     // Once more when another execution was faster in between: then there is a holder to name.
     for _ in 0..2 {
-        match lease_for(cx, &cluster, execution).await? {
-            Decision::Keep(run) => return Ok(Output { run, cluster, spec }),
+        match lease_for(cx, cluster, execution).await? {
+            Decision::Keep(run) => return Ok(run),
             Decision::Take { fence } => {
                 let run = Run { id: Ulid::generate().to_string(), fence };
-                let opening = Opening { run: &run, execution, spec: &completed, at: OffsetDateTime::now_utc() };
-                if cx.state.open(&cluster, opening).await? {
-                    return Ok(Output { run, cluster, spec });
+                let opening = Opening { run: &run, execution, purpose, spec, at: OffsetDateTime::now_utc() };
+                if cx.state.open(cluster, opening).await? {
+                    return Ok(run);
                 }
             }
-            Decision::Ask { execution } => return Err(held(&cluster, &format!("{execution} holds it."))),
-            Decision::Leave { because } => return Err(held(&cluster, &because)),
+            Decision::Ask { execution } => return Err(held(cluster, &format!("{execution} holds it."))),
+            Decision::Leave { because } => return Err(held(cluster, &because)),
             Decision::TooEarly { because, seconds } => {
-                return Err(held(&cluster, &because).remedy(format!("Start again in {seconds} s.")));
+                return Err(held(cluster, &because).remedy(format!("Start again in {seconds} s.")));
             }
         }
     }
-    Err(held(&cluster, "Several executions were started for it at once, and another one has it."))
+    Err(held(cluster, "Several executions were started for it at once, and another one has it."))
 }
 
 fn held(cluster: &ClusterKey, because: &str) -> StepError {
