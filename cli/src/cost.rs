@@ -1,54 +1,12 @@
-//! What a run and its cluster cost, at the published prices in `prices.yaml`.
+//! What a run and its cluster cost, at the published prices.
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
 use serde_json::Value;
+use slipway_statemachine::prices::Prices;
 
 use crate::progress::Progress;
 use crate::timeline;
-
-const TABLE: &str = include_str!("../prices.yaml");
-
-/// Published prices in US dollars.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Prices {
-    /// When they were read.
-    pub date: String,
-    /// Per transition of a Standard machine.
-    pub state_transition: f64,
-    /// Per gigabyte and second on arm64.
-    pub lambda_gb_second: f64,
-    /// Per invocation.
-    pub lambda_request: f64,
-    /// Memory of a function.
-    pub lambda_megabytes: u32,
-    /// A control plane for an hour.
-    pub eks_hour: f64,
-    /// What differs by region.
-    pub regions: BTreeMap<String, RegionPrices>,
-}
-
-/// Prices of a region, per hour.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RegionPrices {
-    /// One NAT gateway, without its traffic.
-    pub nat_gateway: f64,
-    /// On demand, by instance type.
-    pub instances: BTreeMap<String, f64>,
-}
-
-impl Prices {
-    /// The table that comes with the program.
-    ///
-    /// # Errors
-    /// When the table cannot be read, which its test would have said.
-    pub fn published() -> anyhow::Result<Self> {
-        Ok(serde_saphyr::from_str(TABLE)?)
-    }
-}
 
 /// What a run cost.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -10,10 +10,10 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use serde_json::Value;
 use slipway_cli::aws::Clients;
-use slipway_cli::cost::Prices;
 use slipway_cli::live::{Lines, Show, Table};
 use slipway_cli::progress::Progress;
 use slipway_cli::report;
+use slipway_statemachine::prices::Prices;
 
 /// How often the history is asked for.
 const EVERY: Duration = Duration::from_millis(500);
@@ -130,7 +130,7 @@ async fn timeline(
     speed: Option<f64>,
     out: &mut impl Write,
 ) -> anyhow::Result<()> {
-    let prices = Prices::published()?;
+    let prices = Prices::published().map_err(anyhow::Error::msg)?;
     let rows = match clients.step_rows(progress).await {
         Ok(rows) => rows,
         Err(error) => {

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use slipway_statemachine::ErrorName;
+use slipway_statemachine::prices::Prices;
 
-use crate::cost::{ClusterCost, Prices, RunCost};
+use crate::cost::{ClusterCost, RunCost};
 use crate::live::duration;
 use crate::progress::{Progress, Status};
 use crate::timeline::{self, CriticalPath, Reason, Stretch};

@@ -8,12 +8,13 @@ use aws_sdk_sfn::types::{
     HistoryEvent, HistoryEventType, StateEnteredEventDetails, TaskFailedEventDetails, TaskSucceededEventDetails,
 };
 use serde_json::json;
-use slipway_cli::cost::{ClusterCost, Prices, RunCost};
+use slipway_cli::cost::{ClusterCost, RunCost};
 use slipway_cli::history::{Event, What};
 use slipway_cli::live::{Lines, Show as _, Table, duration, table};
 use slipway_cli::progress::{Progress, Status, Step};
 use slipway_cli::report::{self, StepRow};
 use slipway_cli::timeline::{critical_path, stretches, total, unscaled_millis};
+use slipway_statemachine::prices::Prices;
 
 fn events(name: &str) -> Vec<Event> {
     let path = format!("{}/tests/histories/{name}.jsonl", env!("CARGO_MANIFEST_DIR"));

@@ -6,6 +6,7 @@
 //! - [`steps`] has one file a step and one table of them all: what a step takes, gives and may raise.
 //! - [`context`] is what every step is handed: clients, state table, settings.
 //! - [`aws`] and [`cluster`] are the only modules that hold clients: AWS's APIs, and a cluster's API server.
+//! - [`ownership`] says whether something that was found belongs to a cluster, and why.
 //! - [`state`] is the table: the lease with its fencing number, the registry, the runs and the steps' rows.
 //!
 //! A step observes, decides (in a pure function), acts once and reports. It never sleeps or loops to wait: the state

@@ -1,30 +1,101 @@
-//! Whose a resource is, by its tags or its exact name. Never by a prefix: `demo`, `demo-2` and `demo_2` are three
-//! clusters.
+//! Does a resource belong to a cluster, and why; who made it, what removes it, what it costs.
+//!
+//! Ownership is a tag, or a name that is exactly one of ours, never the beginning of a name: `demo`, `demo-2` and
+//! `demo_2` live side by side in one account. What bears another cluster's tag is that cluster's, whatever it is called.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use slipway_statemachine::{
-    ClusterKey,
-    names::{CLUSTER_TAG, DISCOVERY_TAG},
+    ClusterKey, Kind, names,
+    prices::{HOURS_A_MONTH, Prices},
 };
 
-/// The tags by which EKS, its nodes and Karpenter say whose something is; the value is the cluster's name.
-pub const NAME_TAGS: [&str; 6] = [
-    CLUSTER_TAG,
-    "eks:cluster-name",
-    "eks:eks-cluster-name",
-    "aws:eks:cluster-name",
-    "cluster.k8s.amazonaws.com/name",
-    DISCOVERY_TAG,
-];
+/// The parts of Karpenter's controller policy, as `bind-identity` names them (slipway-karpenter, `policy`).
+const POLICY_PARTS: [&str; 6] =
+    ["node-lifecycle", "iam-integration", "eks-integration", "interruption", "zonal-shift", "resource-discovery"];
+/// The roles of a cluster, as `ensure-cluster-roles` and `bind-identity` name them.
+const ROLES: [&str; 4] = ["cluster", "core", "node", "controller"];
 
+/// Tags whose value is the cluster's name. Ours, and
+pub const NAME_TAGS: [&str; 10] = [
+    names::CLUSTER_TAG,
+    // EKS': nodes of managed groups; its own resources; Karpenter and Auto Mode under EKS's prefix.
+    "eks:cluster-name",
+    "aws:eks:cluster-name",
+    "eks:eks-cluster-name",
+    // Karpenter's: instance profiles and launch templates; what it is to find.
+    "karpenter.k8s.aws/cluster",
+    names::DISCOVERY_TAG,
+    // of the VPC CNI, the AWS Load Balancer Controller, the EBS CSI driver (new and old).
+    "cluster.k8s.amazonaws.com/name",
+    "elbv2.k8s.aws/cluster",
+    "ebs.csi.aws.com/cluster-name",
+    "KubernetesCluster",
+];
+/// `kubernetes.io/cluster/<name>` = `owned`; `shared` is somebody else's, which the cluster may use.
+const KUBERNETES_TAG: &str = "kubernetes.io/cluster/";
 /// CloudFormation's own tag. What has it goes with its stack, and not otherwise.
 pub const STACK_TAG: &str = "aws:cloudformation:stack-name";
+
+/// A resource as its service describes it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resource {
+    /// What it is.
+    pub kind: Kind,
+    /// Its ARN.
+    pub arn: String,
+    /// As its service calls it: a role's or rule's name, an instance's id, a group's name.
+    pub name: String,
+    /// Its description, where its kind has one.
+    pub description: String,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+    /// The ids of what it is attached to or part of: an interface's instance and groups, an endpoint's VPC.
+    pub part_of: Vec<String>,
+    /// An instance's type.
+    pub instance_type: Option<String>,
+    /// A volume's size.
+    pub gib: Option<u32>,
+}
+
+impl Resource {
+    /// A resource of which no more is known yet.
+    pub fn new(kind: Kind, arn: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            kind,
+            arn: arn.into(),
+            name: name.into(),
+            description: String::new(),
+            tags: BTreeMap::new(),
+            part_of: Vec::new(),
+            instance_type: None,
+            gib: None,
+        }
+    }
+
+    /// With its tags.
+    #[must_use]
+    pub fn tagged(mut self, tags: BTreeMap<String, String>) -> Self {
+        self.tags = tags;
+        self
+    }
+
+    /// With its description.
+    #[must_use]
+    pub fn described(mut self, description: impl Into<String>) -> Self {
+        self.description = description.into();
+        self
+    }
+
+    fn tag(&self, key: &str) -> Option<&str> {
+        self.tags.get(key).map(String::as_str)
+    }
+}
 
 /// The tag that Kubernetes' controllers put on what they make; its value is `owned`, or `shared` for what they only use.
 #[must_use]
 pub fn kubernetes_tag(cluster: &ClusterKey) -> String {
-    format!("kubernetes.io/cluster/{}", cluster.name)
+    format!("{KUBERNETES_TAG}{}", cluster.name)
 }
 
 /// The keys of all tags that may say that something is the cluster's, for a filter of AWS's.
@@ -37,59 +108,447 @@ pub fn keys(cluster: &ClusterKey) -> Vec<String> {
 /// else it says.
 #[must_use]
 pub fn owned(cluster: &ClusterKey, tags: &BTreeMap<String, String>) -> bool {
-    if let Some(ours) = tags.get(CLUSTER_TAG) {
-        return *ours == cluster.name;
-    }
-    tags.get(&kubernetes_tag(cluster)).is_some_and(|value| value == "owned")
-        || NAME_TAGS.iter().any(|&key| tags.get(key) == Some(&cluster.name))
+    owning_tag(cluster, tags).is_some()
 }
 
 /// The same for what also has a name: it is the cluster's too if it is called what Slipway calls the cluster's.
 #[must_use]
 pub fn owned_or_named(cluster: &ClusterKey, tags: &BTreeMap<String, String>, name: &str, wanted: &[String]) -> bool {
-    let stranger = tags.get(CLUSTER_TAG).is_some_and(|ours| *ours != cluster.name);
-    !stranger && (wanted.iter().any(|wanted| wanted == name) || owned(cluster, tags))
+    !is_anothers(cluster, tags) && (wanted.iter().any(|wanted| wanted == name) || owned(cluster, tags))
+}
+
+/// Why a resource belongs to a cluster; none if it does not.
+#[must_use]
+pub fn belongs(cluster: &ClusterKey, resource: &Resource) -> Option<String> {
+    if is_anothers(cluster, &resource.tags) || !may_be_of_the_region(cluster, resource) {
+        return None;
+    }
+    by_tag(cluster, resource).or_else(|| by_name(cluster, resource))
+}
+
+/// The same for a resource that says nothing itself, from the ids of what already was found to belong to the cluster.
+#[must_use]
+pub fn belongs_with(cluster: &ClusterKey, resource: &Resource, ids: &BTreeSet<String>) -> Option<String> {
+    let holder = resource.part_of.iter().find(|id| ids.contains(*id))?;
+    (!is_anothers(cluster, &resource.tags)).then(|| format!("it is part of {holder}, which is the cluster's"))
+}
+
+/// The names of the clusters that a resource speaks of, by which an audit of an account learns of clusters.
+#[must_use]
+pub fn clusters_named(resource: &Resource) -> BTreeSet<String> {
+    if let Some(ours) = resource.tag(names::CLUSTER_TAG) {
+        return BTreeSet::from([ours.to_owned()]);
+    }
+    let mut named: BTreeSet<String> = owners(&resource.tags).map(str::to_owned).collect();
+    // Discovery marks what a cluster may use, not what it made: subnets of a VPC that somebody else runs.
+    let tags = NAME_TAGS.iter().filter(|key| **key != names::DISCOVERY_TAG);
+    named.extend(tags.filter_map(|key| resource.tag(key)).map(str::to_owned));
+    named.extend(
+        match resource.kind {
+            Kind::Cluster => Some(resource.name.as_str()),
+            Kind::NodeGroup | Kind::FargateProfile => resource.arn.split('/').nth(1),
+            Kind::LogGroup => log_group_of(&resource.name),
+            Kind::NetworkInterface => interface_of_eks(&resource.description),
+            Kind::InstanceProfile => karpenter_path(&resource.arn).map(|(_, cluster)| cluster),
+            _ => None,
+        }
+        .map(str::to_owned),
+    );
+    named
+}
+
+/// Whether it bears the tag by which Slipway knows its own.
+#[must_use]
+pub fn is_tagged(resource: &Resource) -> bool {
+    resource.tags.contains_key(names::CLUSTER_TAG)
+}
+
+/// The clusters that own something by Kubernetes' tag.
+fn owners(tags: &BTreeMap<String, String>) -> impl Iterator<Item = &str> {
+    tags.iter().filter(|(_, value)| *value == "owned").filter_map(|(key, _)| key.strip_prefix(KUBERNETES_TAG))
+}
+
+/// Whether a tag says that it is another cluster's, too: then it is not ours to judge.
+fn is_anothers(cluster: &ClusterKey, tags: &BTreeMap<String, String>) -> bool {
+    match tags.get(names::CLUSTER_TAG) {
+        Some(ours) => *ours != cluster.name,
+        None => owners(tags).any(|owner| owner != cluster.name),
+    }
+}
+
+/// The key of the tag that says so.
+fn owning_tag(cluster: &ClusterKey, tags: &BTreeMap<String, String>) -> Option<String> {
+    if is_anothers(cluster, tags) {
+        return None;
+    }
+    let names_it = NAME_TAGS.iter().find(|key| tags.get(**key) == Some(&cluster.name)).map(|key| (*key).to_owned());
+    names_it.or_else(|| owners(tags).next().map(|_| kubernetes_tag(cluster)))
+}
+
+fn by_tag(cluster: &ClusterKey, resource: &Resource) -> Option<String> {
+    if resource.kind.is_network() && !is_tagged(resource) {
+        // Any other tag on a network says who may use it.
+        let stack = resource.tag(STACK_TAG)?;
+        return (stack == names::stack(cluster)).then(|| format!("it is in the cluster's network stack {stack}"));
+    }
+    let key = owning_tag(cluster, &resource.tags)?;
+    let value = resource.tag(&key)?;
+    Some(format!("its tag {key} is {value}"))
+}
+
+fn by_name(cluster: &ClusterKey, resource: &Resource) -> Option<String> {
+    let name = resource.name.as_str();
+    let is = |ours: bool, because: &str| ours.then(|| because.to_owned());
+    match resource.kind {
+        Kind::Cluster => is(name == cluster.name, "it is the cluster"),
+        Kind::NodeGroup | Kind::FargateProfile => {
+            is(resource.arn.split('/').nth(1) == Some(cluster.name.as_str()), "it is part of the cluster")
+        }
+        Kind::Role => is(ROLES.iter().any(|role| names::role(cluster, role) == name), "its name is exactly ours"),
+        Kind::Policy => {
+            is(POLICY_PARTS.iter().any(|part| names::policy(cluster, part) == name), "its name is exactly ours")
+        }
+        Kind::Queue => is(names::queue(cluster) == name, "its name is exactly ours"),
+        Kind::Rule => {
+            let kinds = slipway_karpenter::policy::interruption_rules();
+            is(kinds.iter().any(|rule| names::rule(cluster, rule.kind) == name), "its name is exactly ours")
+        }
+        Kind::Stack => is(names::stack(cluster) == name, "its name is exactly ours"),
+        Kind::LogGroup => is(log_group_of(name) == Some(&cluster.name), "it is where EKS logs for the cluster"),
+        Kind::NetworkInterface => {
+            is(interface_of_eks(&resource.description) == Some(&cluster.name), "EKS describes it as the cluster's")
+        }
+        Kind::InstanceProfile => {
+            let path = Some((cluster.region.as_str(), cluster.name.as_str()));
+            is(karpenter_path(&resource.arn) == path, "its path is Karpenter's for the cluster")
+        }
+        _ => None,
+    }
+}
+
+/// IAM is one for all regions, and two regions may have clusters of one name: there the name, path, ARN or a tag must
+/// speak for the region, or the resource is left alone.
+fn may_be_of_the_region(cluster: &ClusterKey, resource: &Resource) -> bool {
+    let tagged = resource.tag("topology.kubernetes.io/region") == Some(&cluster.region);
+    match resource.kind {
+        Kind::Role => tagged || is_called(&resource.name, |suffix| names::role(cluster, suffix)),
+        Kind::Policy => tagged || is_called(&resource.name, |suffix| names::policy(cluster, suffix)),
+        Kind::InstanceProfile => {
+            tagged
+                || karpenter_path(&resource.arn).is_some_and(|(region, _)| region == cluster.region)
+                || is_called(&resource.name, |suffix| names::role(cluster, suffix))
+        }
+        Kind::OidcProvider => resource.arn.contains(&format!("/oidc.eks.{}.", cluster.region)),
+        _ => true,
+    }
+}
+
+/// Whether a name is what the cluster's would be with one of the endings that it could have.
+fn is_called(name: &str, ours: impl Fn(&str) -> String) -> bool {
+    name.match_indices('-').any(|(at, _)| ours(&name[at + 1..]) == name)
+}
+
+/// The cluster of `/aws/eks/<cluster>/cluster`.
+fn log_group_of(name: &str) -> Option<&str> {
+    name.strip_prefix("/aws/eks/")?.strip_suffix("/cluster").filter(|cluster| !cluster.contains('/'))
+}
+
+/// The cluster of `Amazon EKS <cluster>`, which is how EKS describes its interfaces in a cluster's subnets.
+fn interface_of_eks(description: &str) -> Option<&str> {
+    description.strip_prefix("Amazon EKS ").filter(|cluster| !cluster.is_empty() && !cluster.contains(' '))
+}
+
+/// Region and cluster of a profile at `/karpenter/<region>/<cluster>/<node class>/`.
+fn karpenter_path(arn: &str) -> Option<(&str, &str)> {
+    let mut path = arn.split_once(":instance-profile/karpenter/")?.1.split('/');
+    let found = (path.next()?, path.next()?);
+    // The profile's name, or the node class and then the name.
+    path.next().map(|_| found)
+}
+
+/// Who made something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Maker {
+    /// Our steps.
+    Slipway,
+    /// CloudFormation, from our network's template.
+    Network,
+    /// EKS itself.
+    Eks,
+    /// Karpenter.
+    Karpenter,
+    /// The controller that makes load balancers for Services and Ingresses.
+    ServiceController,
+    /// The EBS CSI driver, for a PersistentVolumeClaim.
+    VolumeDriver,
+    /// The VPC CNI plugin.
+    NetworkPlugin,
+    /// Somebody else.
+    Unknown,
+}
+
+/// Who made a resource.
+#[must_use]
+pub fn maker(resource: &Resource) -> Maker {
+    let has = |keys: &[&str]| keys.iter().any(|key| resource.tags.contains_key(*key));
+    let says = |beginning: &str| resource.description.starts_with(beginning);
+    if has(&[STACK_TAG]) || resource.kind.is_network() {
+        Maker::Network
+    } else if has(&["karpenter.sh/nodepool", "karpenter.k8s.aws/cluster", "karpenter.k8s.aws/ec2nodeclass"])
+        || karpenter_path(&resource.arn).is_some()
+    {
+        Maker::Karpenter
+    } else if has(&["CSIVolumeName", "kubernetes.io/created-for/pvc/name"]) {
+        Maker::VolumeDriver
+    } else if has(&["kubernetes.io/service-name", "service.k8s.aws/stack", "ingress.k8s.aws/stack"])
+        || says("ELB ")
+        || says("Security group for Kubernetes ELB ")
+    {
+        Maker::ServiceController
+    } else if has(&["node.k8s.amazonaws.com/instance_id"]) || says("aws-K8S-") {
+        Maker::NetworkPlugin
+    } else if is_tagged(resource) {
+        Maker::Slipway
+    } else if has(&["eks:nodegroup-name", "aws:eks:cluster-name", "eks:cluster-name"])
+        || says("Amazon EKS ")
+        || resource.kind == Kind::LogGroup
+    {
+        Maker::Eks
+    } else {
+        Maker::Unknown
+    }
+}
+
+/// What removes a resource, for whoever reads the audit.
+#[must_use]
+pub fn removed_by(resource: &Resource) -> &'static str {
+    match (resource.kind, maker(resource)) {
+        (Kind::RegistryRow, _) => "sweep",
+        (Kind::Other, _) => "its own service: Slipway does not know this type",
+        (Kind::LogGroup, _) => "teardown with \"logGroup\": \"delete\", or sweep",
+        (_, Maker::Network) => "teardown with \"network\": \"delete\"",
+        (_, Maker::ServiceController) => "deleting its Service or Ingress while the cluster lives, else sweep",
+        (_, Maker::VolumeDriver) => "deleting its PersistentVolumeClaim while the cluster lives, else sweep",
+        (Kind::NetworkInterface, Maker::NetworkPlugin) => "the VPC CNI while its node lives, else teardown or sweep",
+        (Kind::NetworkInterface | Kind::SecurityGroup, Maker::Eks) => "EKS with the cluster, else teardown or sweep",
+        (_, Maker::Karpenter) => "Karpenter with its node class, else teardown or sweep",
+        _ => "teardown, or sweep",
+    }
+}
+
+/// US dollars a month at list prices; zero for what costs nothing by being there, none where the price is not known.
+#[must_use]
+pub fn monthly_cost_usd(prices: &Prices, region: &str, resource: &Resource) -> Option<f64> {
+    let here = prices.regions.get(region);
+    let hourly = |price: Option<f64>| price.map(|price| (price * HOURS_A_MONTH * 100.0).round() / 100.0);
+    match resource.kind {
+        Kind::Cluster => hourly(Some(prices.eks_hour)),
+        Kind::Instance => {
+            let kind = resource.instance_type.as_ref()?;
+            hourly(here.and_then(|here| here.instances.get(kind)).copied())
+        }
+        Kind::LoadBalancer => hourly(here.map(|here| here.load_balancer)),
+        Kind::NatGateway => hourly(here.map(|here| here.nat_gateway)),
+        Kind::Address => hourly(Some(prices.address_hour)),
+        Kind::Volume => Some(here?.gp3_gib_month * f64::from(resource.gib?)),
+        Kind::VpcEndpoint | Kind::FargateProfile | Kind::LogGroup | Kind::Other => None,
+        _ => Some(0.0),
+    }
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
-    fn cluster(name: &str) -> ClusterKey {
+    const NEIGHBOURS: [&str; 3] = ["demo", "demo-2", "demo_2"];
+
+    fn key(name: &str) -> ClusterKey {
         ClusterKey { account: "111122223333".into(), region: "eu-west-1".into(), name: name.into() }
     }
 
-    fn tags(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    fn tags(tags: &[(&str, &str)]) -> BTreeMap<String, String> {
+        tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn iam(kind: &str, name: &str) -> String {
+        format!("arn:aws:iam::111122223333:{kind}/{name}")
+    }
+
+    /// Everything that there is for a cluster, as each maker leaves it, without a tag of ours.
+    fn left_by_name(cluster: &ClusterKey) -> Vec<Resource> {
+        let name = &cluster.name;
+        let eks = format!("arn:aws:eks:eu-west-1:111122223333:cluster/{name}");
+        let group = format!("arn:aws:eks:eu-west-1:111122223333:nodegroup/{name}/core/1");
+        let profile = iam("instance-profile", &format!("karpenter/eu-west-1/{name}/0f1e/{name}_123"));
+        let mut left = vec![
+            Resource::new(Kind::Cluster, eks, name),
+            Resource::new(Kind::NodeGroup, group, "core"),
+            Resource::new(Kind::Queue, "arn:q", names::queue(cluster)),
+            Resource::new(Kind::Stack, "arn:s", names::stack(cluster)),
+            Resource::new(Kind::LogGroup, "arn:l", format!("/aws/eks/{name}/cluster")),
+            Resource::new(Kind::NetworkInterface, "arn:n", "eni-1").described(format!("Amazon EKS {name}")),
+            Resource::new(Kind::InstanceProfile, profile, format!("{name}_123")),
+        ];
+        left.extend(ROLES.iter().map(|role| Resource::new(Kind::Role, "arn:r", names::role(cluster, role))));
+        left.extend(POLICY_PARTS.iter().map(|p| Resource::new(Kind::Policy, "arn:p", names::policy(cluster, p))));
+        let rules = slipway_karpenter::policy::interruption_rules();
+        left.extend(rules.iter().map(|rule| Resource::new(Kind::Rule, "arn:e", names::rule(cluster, rule.kind))));
+        left
+    }
+
+    /// The same by tag: ours, Kubernetes', EKS', Karpenter's, the drivers'.
+    fn left_by_tag(cluster: &ClusterKey) -> Vec<Resource> {
+        let name = cluster.name.as_str();
+        let owned = format!("kubernetes.io/cluster/{name}");
+        let each: Vec<BTreeMap<String, String>> =
+            NAME_TAGS.iter().map(|key| tags(&[(*key, name)])).chain([tags(&[(&owned, "owned")])]).collect();
+        let kinds = [
+            Kind::Instance,
+            Kind::Volume,
+            Kind::LoadBalancer,
+            Kind::TargetGroup,
+            Kind::NetworkInterface,
+            Kind::LaunchTemplate,
+            Kind::SecurityGroup,
+            Kind::Other,
+        ];
+        let tagged =
+            |kind: Kind| each.iter().map(move |tags| Resource::new(kind, "arn:x", "some-id").tagged(tags.clone()));
+        let mut left: Vec<Resource> = kinds.into_iter().flat_map(tagged).collect();
+        let ours = || tags(&[(names::CLUSTER_TAG, name)]);
+        let provider = iam("oidc-provider", "oidc.eks.eu-west-1.amazonaws.com/id/0F1E");
+        left.push(Resource::new(Kind::OidcProvider, provider, "0F1E").tagged(ours()));
+        left.push(Resource::new(Kind::Role, "arn:r", names::role(cluster, "addon-ebs")).tagged(ours()));
+        for kind in [Kind::Vpc, Kind::NatGateway, Kind::Address, Kind::Stack] {
+            left.push(Resource::new(kind, "arn:n", "some-id").tagged(ours()));
+            let of_stack = tags(&[(STACK_TAG, &names::stack(cluster))]);
+            left.push(Resource::new(kind, "arn:n", "some-id").tagged(of_stack));
+        }
+        left
     }
 
     #[test]
-    fn each_tag_that_names_the_cluster_makes_it_its_own() {
-        for key in NAME_TAGS {
-            assert!(owned(&cluster("demo"), &tags(&[(key, "demo")])), "{key}");
-            for neighbour in ["demo-2", "demo_2", "dem", "Demo", "demo2", ""] {
-                assert!(!owned(&cluster("demo"), &tags(&[(key, neighbour)])), "{key}={neighbour}");
-                assert!(!owned(&cluster("demo-2"), &tags(&[(key, "demo")])), "{key}");
+    fn every_type_belongs_to_its_own_cluster_and_to_no_neighbour() {
+        for owner in NEIGHBOURS {
+            let left = [left_by_name(&key(owner)), left_by_tag(&key(owner))].concat();
+            assert!(left.len() > 90, "{}", left.len());
+            for resource in &left {
+                for cluster in NEIGHBOURS {
+                    let found = belongs(&key(cluster), resource);
+                    assert_eq!(found.is_some(), cluster == owner, "{resource:?} of {owner} for {cluster}: {found:?}");
+                }
             }
         }
-        assert!(!owned(&cluster("demo"), &BTreeMap::new()));
     }
 
     #[test]
-    fn what_a_cluster_only_shares_is_not_its_own() {
-        assert!(owned(&cluster("demo"), &tags(&[("kubernetes.io/cluster/demo", "owned")])));
-        assert!(!owned(&cluster("demo"), &tags(&[("kubernetes.io/cluster/demo", "shared")])));
-        assert!(!owned(&cluster("demo"), &tags(&[("kubernetes.io/cluster/demo-2", "owned")])));
+    fn what_bears_a_neighbours_tag_is_the_neighbours_whatever_it_is_called() {
+        for resource in left_by_name(&key("demo")) {
+            let taken = resource.clone().tagged(tags(&[(names::CLUSTER_TAG, "demo-2")]));
+            assert_eq!(belongs(&key("demo"), &taken), None, "{resource:?}");
+            let owned = resource.tagged(tags(&[("kubernetes.io/cluster/demo_2", "owned")]));
+            assert_eq!(belongs(&key("demo"), &owned), None);
+        }
+        let both = tags(&[("kubernetes.io/cluster/demo", "owned"), ("kubernetes.io/cluster/demo-2", "owned")]);
+        let group = Resource::new(Kind::SecurityGroup, "arn:g", "sg-1").tagged(both);
+        assert_eq!(belongs(&key("demo"), &group), None);
     }
 
     #[test]
-    fn our_tag_decides_over_all_others_and_over_the_name() {
-        let stranger =
-            tags(&[(CLUSTER_TAG, "demo-2"), (DISCOVERY_TAG, "demo"), ("kubernetes.io/cluster/demo", "owned")]);
-        assert!(!owned(&cluster("demo"), &stranger));
+    fn tags_alone_say_whose_something_is_and_a_name_adds_to_them() {
+        for tag in keys(&key("demo")) {
+            let value = if tag == kubernetes_tag(&key("demo")) { "owned" } else { "demo" };
+            assert!(owned(&key("demo"), &tags(&[(&tag, value)])), "{tag}");
+            for other in ["demo-2", "demo_2", "dem", "Demo", "demo2", "shared", ""] {
+                assert!(!owned(&key("demo"), &tags(&[(&tag, other)])), "{tag}={other}");
+            }
+        }
         let wanted = ["slipway-eks-demo".to_owned()];
-        assert!(!owned_or_named(&cluster("demo"), &stranger, "slipway-eks-demo", &wanted));
-        assert!(owned_or_named(&cluster("demo"), &BTreeMap::new(), "slipway-eks-demo", &wanted));
-        assert!(!owned_or_named(&cluster("demo"), &BTreeMap::new(), "slipway-eks-demo-2", &wanted));
+        let stranger = tags(&[(names::CLUSTER_TAG, "demo-2"), ("kubernetes.io/cluster/demo", "owned")]);
+        assert!(!owned_or_named(&key("demo"), &stranger, "slipway-eks-demo", &wanted));
+        assert!(owned_or_named(&key("demo"), &BTreeMap::new(), "slipway-eks-demo", &wanted));
+        assert!(!owned_or_named(&key("demo"), &BTreeMap::new(), "slipway-eks-demo-2", &wanted));
+    }
+
+    #[test]
+    fn what_a_cluster_only_uses_is_not_its_own() {
+        let shared = tags(&[("kubernetes.io/cluster/demo", "shared"), (names::DISCOVERY_TAG, "demo")]);
+        assert_eq!(belongs(&key("demo"), &Resource::new(Kind::Vpc, "arn:v", "vpc-1").tagged(shared.clone())), None);
+        let tags = tags(&[("kubernetes.io/cluster/demo", "shared")]);
+        assert_eq!(belongs(&key("demo"), &Resource::new(Kind::SecurityGroup, "arn:g", "sg-1").tagged(tags)), None);
+        assert!(clusters_named(&Resource::new(Kind::Other, "arn:s", "subnet-1").tagged(shared)).is_empty());
+    }
+
+    #[test]
+    fn iam_of_a_cluster_of_the_same_name_in_another_region_is_left_alone() {
+        let there = ClusterKey { region: "us-east-1".into(), ..key("demo") };
+        let ours = tags(&[(names::CLUSTER_TAG, "demo")]);
+        let provider = iam("oidc-provider", "oidc.eks.us-east-1.amazonaws.com/id/0F1E");
+        let profile = iam("instance-profile", "karpenter/us-east-1/demo/0f1e/demo_1");
+        for resource in [
+            Resource::new(Kind::Role, "arn:r", names::role(&there, "node")),
+            Resource::new(Kind::Policy, "arn:p", names::policy(&there, "interruption")),
+            Resource::new(Kind::OidcProvider, provider, "0F1E"),
+            Resource::new(Kind::InstanceProfile, profile, "demo_1"),
+        ] {
+            let resource = resource.tagged(ours.clone());
+            assert_eq!(belongs(&key("demo"), &resource), None, "{resource:?}");
+            assert!(belongs(&there, &resource).is_some(), "{resource:?}");
+        }
+    }
+
+    #[test]
+    fn what_says_nothing_itself_goes_with_what_it_is_part_of() {
+        let mut leaked = Resource::new(Kind::NetworkInterface, "arn:n", "eni-1").described("aws-K8S-i-1");
+        leaked.part_of = vec!["i-1".to_owned(), "sg-1".to_owned()];
+        let ids = |id: &str| BTreeSet::from([id.to_owned()]);
+        assert!(belongs_with(&key("demo"), &leaked, &ids("sg-1")).unwrap().contains("sg-1"));
+        assert_eq!(belongs_with(&key("demo"), &leaked, &ids("sg-2")), None);
+        let anothers = leaked.tagged(tags(&[("kubernetes.io/cluster/demo-2", "owned")]));
+        assert_eq!(belongs_with(&key("demo"), &anothers, &ids("sg-1")), None);
+    }
+
+    #[test]
+    fn an_account_learns_its_clusters_from_what_they_left() {
+        for name in NEIGHBOURS {
+            let left = [left_by_name(&key(name)), left_by_tag(&key(name))].concat();
+            let named: BTreeSet<String> = left.iter().flat_map(clusters_named).collect();
+            assert_eq!(named, BTreeSet::from([name.to_owned()]));
+        }
+    }
+
+    #[test]
+    fn who_made_it_says_what_removes_it() {
+        let of = |kind, key: &str| Resource::new(kind, "arn:x", "x").tagged(tags(&[(key, "demo")]));
+        for (resource, made_by) in [
+            (of(Kind::Instance, "karpenter.sh/nodepool"), Maker::Karpenter),
+            (of(Kind::Instance, "eks:nodegroup-name"), Maker::Eks),
+            (of(Kind::LoadBalancer, "kubernetes.io/service-name"), Maker::ServiceController),
+            (of(Kind::Volume, "CSIVolumeName"), Maker::VolumeDriver),
+            (of(Kind::Role, names::CLUSTER_TAG), Maker::Slipway),
+            (of(Kind::NatGateway, names::CLUSTER_TAG), Maker::Network),
+            (Resource::new(Kind::NetworkInterface, "a", "e").described("aws-K8S-i-1"), Maker::NetworkPlugin),
+            (Resource::new(Kind::NetworkInterface, "a", "e").described("Amazon EKS demo"), Maker::Eks),
+            (of(Kind::SecurityGroup, "team"), Maker::Unknown),
+        ] {
+            assert_eq!(maker(&resource), made_by, "{resource:?}");
+            assert!(!removed_by(&resource).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_month_costs_what_the_table_says_and_nothing_is_guessed() {
+        let prices = Prices::published().unwrap();
+        let cost = |resource: &Resource| monthly_cost_usd(&prices, "eu-west-1", resource);
+        assert_eq!(cost(&Resource::new(Kind::Cluster, "", "")), Some(73.0));
+        assert_eq!(cost(&Resource::new(Kind::NatGateway, "", "")), Some(35.04));
+        assert_eq!(cost(&Resource::new(Kind::Role, "", "")), Some(0.0));
+        let mut instance = Resource::new(Kind::Instance, "", "");
+        instance.instance_type = Some("t4g.medium".to_owned());
+        assert_eq!(cost(&instance), Some(26.86));
+        instance.instance_type = Some("x99.huge".to_owned());
+        assert_eq!(cost(&instance), None);
+        assert_eq!(monthly_cost_usd(&prices, "mars-1", &Resource::new(Kind::NatGateway, "", "")), None);
     }
 }

@@ -2,13 +2,16 @@
 //! state machines themselves. No I/O, no clock, no environment.
 
 pub mod error;
+pub mod finding;
 pub mod names;
+pub mod prices;
 pub mod spec;
 pub mod step;
 pub mod teardown;
 pub mod validate;
 
 pub use error::{ErrorName, StepError};
+pub use finding::{Finding, Kind};
 pub use spec::ClusterSpec;
 pub use step::{ClusterEndpoint, ClusterKey, Progress, Run, Step};
 pub use validate::Violation;
