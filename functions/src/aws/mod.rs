@@ -46,6 +46,12 @@ clients! {
     events: aws_sdk_eventbridge,
     /// The network's stack.
     cloudformation: aws_sdk_cloudformation,
+    /// Load balancers of the first generation.
+    elb: aws_sdk_elasticloadbalancing,
+    /// Network, application and gateway load balancers.
+    elbv2: aws_sdk_elasticloadbalancingv2,
+    /// What bears a tag, of most services.
+    tagging: aws_sdk_resourcegroupstagging,
     /// Who we are.
     sts: aws_sdk_sts,
     /// Limits of the account.
