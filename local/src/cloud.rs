@@ -26,6 +26,7 @@ use crate::kubernetes::{
 };
 use crate::paths::Paths;
 use crate::processes::{self, Child};
+use crate::propagation::{Changes, Propagation};
 use crate::services::backend::{MiniStack, Moto};
 use crate::services::deploy;
 use crate::services::iam::Iam;
@@ -64,6 +65,8 @@ pub struct CloudConfig {
     pub kubernetes: Kubernetes,
     /// The folder that set-up filled.
     pub cache: PathBuf,
+    /// How long services take to hear of changes in IAM.
+    pub propagation: Propagation,
 }
 
 impl CloudConfig {
@@ -72,7 +75,13 @@ impl CloudConfig {
     /// # Errors
     /// Where there is no place for a cache.
     pub fn new(kubernetes: Kubernetes) -> anyhow::Result<Self> {
-        Ok(Self { dir: None, speed: 60.0, kubernetes, cache: Paths::default_cache()? })
+        Ok(Self {
+            dir: None,
+            speed: 60.0,
+            kubernetes,
+            cache: Paths::default_cache()?,
+            propagation: Propagation::default(),
+        })
     }
 }
 
@@ -178,8 +187,9 @@ impl Cloud {
         let clock = ScaledClock::new(config.speed);
         let identities = self.gateway.identities();
         identities.ask(Arc::new(ministack.clone()));
-        let iam = Iam::new(moto.clone(), ministack.clone());
-        let sts = Sts::new(Arc::clone(identities), Arc::new(iam.clone()));
+        let changes = Arc::new(Changes::new(config.propagation, clock));
+        let iam = Iam::new(moto.clone(), ministack.clone(), Arc::clone(&changes));
+        let sts = Sts::new(Arc::clone(identities), Arc::new(iam.clone()), Arc::clone(&changes));
         self.gateway.authorize_by(Authorizer::create(Arc::new(iam.clone()), &self.dir.join("warnings.jsonl"))?);
 
         let tasks = Tasks::new(self.gateway.client("states.amazonaws.com", ACCOUNT, REGION));
@@ -192,7 +202,7 @@ impl Cloud {
         let telling = stepfunctions::announce(engine.clone(), ministack.clone(), ACCOUNT.to_owned(), REGION.to_owned());
         self.tasks.push(tokio::spawn(telling));
 
-        let eks = self.start_eks(config)?;
+        let eks = self.start_eks(config, &changes)?;
         let _ = issuers.set(Arc::downgrade(&eks));
         sts.trust_issuers(Arc::clone(&eks) as Arc<dyn IssuerKeys>);
 
@@ -217,7 +227,7 @@ impl Cloud {
         Ok(())
     }
 
-    fn start_eks(&mut self, config: &CloudConfig) -> anyhow::Result<Arc<Eks>> {
+    fn start_eks(&mut self, config: &CloudConfig, changes: &Arc<Changes>) -> anyhow::Result<Arc<Eks>> {
         let clock = ScaledClock::new(config.speed);
         let control_planes: Arc<dyn ControlPlanes> = match config.kubernetes {
             Kubernetes::None => Arc::new(NoControlPlanes),
@@ -234,7 +244,8 @@ impl Cloud {
             }
         };
         let aws = self.gateway.client("eks.amazonaws.com", ACCOUNT, REGION);
-        let eks = Eks::new(EksConfig { aws, clock, cache: config.cache.clone(), control_planes })?;
+        let changes = Arc::clone(changes);
+        let eks = Eks::new(EksConfig { aws, clock, cache: config.cache.clone(), control_planes, changes })?;
         if let Some(real) = &self.control_planes {
             let authority: Arc<dyn NodeAuthority> = Arc::clone(&eks) as Arc<dyn NodeAuthority>;
             real.set_authority(Arc::downgrade(&authority));

@@ -8,4 +8,5 @@ pub mod gateway;
 pub mod kubernetes;
 pub mod paths;
 pub mod processes;
+pub mod propagation;
 pub mod services;

@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use slipway_local::cloud::{Cloud, CloudConfig, Kubernetes, folder};
 use slipway_local::demo::{self, DemoOptions};
 use slipway_local::paths::Paths;
+use slipway_local::propagation::Propagation;
 use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -43,6 +44,9 @@ struct Up {
     /// Whether clusters get a real control plane.
     #[arg(long, value_enum, default_value_t = Clusters::Real)]
     kubernetes: Clusters,
+    /// Draws the delays (2 to 15 s, simulated) after which services believe a change in IAM.
+    #[arg(long, default_value_t = Propagation::default().seed)]
+    propagation_seed: u64,
     /// The cloud's folder.
     #[arg(long, default_value = ".slipway/cloud")]
     dir: PathBuf,
@@ -122,7 +126,12 @@ async fn start(up: &Up) -> anyhow::Result<Cloud> {
         Clusters::None => Kubernetes::None,
     };
     println!("starting the local cloud in {}", up.dir.display());
-    let config = CloudConfig { dir: Some(up.dir.clone()), speed: up.speed, kubernetes, cache: Paths::default_cache()? };
+    let config = CloudConfig {
+        dir: Some(up.dir.clone()),
+        speed: up.speed,
+        propagation: Propagation::seeded(up.propagation_seed),
+        ..CloudConfig::new(kubernetes)?
+    };
     let cloud = Cloud::start(config).await?;
     cloud.deploy(&|line| println!("{line}")).await?;
     let lines = exports(&cloud);
@@ -157,7 +166,8 @@ async fn detached(up: &Up) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("find the running program")?;
     let kubernetes = up.kubernetes.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default();
     let mut child = tokio::process::Command::new(program)
-        .args(["up", "--speed", &up.speed.to_string(), "--kubernetes", &kubernetes, "--dir"])
+        .args(["up", "--speed", &up.speed.to_string(), "--kubernetes", &kubernetes])
+        .args(["--propagation-seed", &up.propagation_seed.to_string(), "--dir"])
         .arg(&up.dir)
         .arg("--env-file")
         .arg(&up.env_file)

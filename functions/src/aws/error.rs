@@ -125,12 +125,16 @@ const PROPAGATION_WORDS: &[&str] = &[
     "cannot be assumed",
     "cannot be found. (service: amazonidentitymanagement",
     "were not found in the trust relationships",
+    // EKS CreatePodIdentityAssociation, CreateAddon
+    "role provided in the request does not exist",
+    "trust policy of the role provided is invalid",
     // IAM, SQS and EKS about principals
     "invalid principal",
     "principalarn is invalid",
     "principal arn is invalid",
     // EC2 and Auto Scaling about profiles
     "invalid iam instance profile",
+    "has no associated iam roles",
 ];
 
 const PROPAGATION_CODES: &[&str] = &[
@@ -276,6 +280,44 @@ mod tests {
                 PropagationPending,
             ),
             ("AWS.SimpleQueueService.QueueDeletedRecently", "You must wait 60 seconds", 400, PropagationPending),
+            (
+                "QueueDeletedRecently",
+                "You must wait 60 seconds after deleting a queue before you can create another with the same name.",
+                400,
+                PropagationPending,
+            ),
+            (
+                "InvalidParameterException",
+                "Role with arn: x, could not be assumed because it does not exist or the trusted entity is not correct",
+                400,
+                PropagationPending,
+            ),
+            (
+                "InvalidParameterException",
+                "The role with name x cannot be found. (Service: AmazonIdentityManagement; Status Code: 404; Error \
+                 Code: NoSuchEntity; Request ID: 1; Proxy: null)",
+                400,
+                PropagationPending,
+            ),
+            ("InvalidParameterException", "Role provided in the request does not exist.", 400, PropagationPending),
+            (
+                "InvalidParameterException",
+                "Trust policy of the role provided is invalid. Follow the official documentation to resolve the issue.",
+                400,
+                PropagationPending,
+            ),
+            (
+                "InvalidParameterValue",
+                "Value (x) for parameter iamInstanceProfile.name is invalid. Invalid IAM Instance Profile name",
+                400,
+                PropagationPending,
+            ),
+            (
+                "InvalidParameterValue",
+                "IAM Instance Profile \"arn:aws:iam::1:instance-profile/x\" has no associated IAM Roles",
+                400,
+                PropagationPending,
+            ),
             ("InvalidParameterException", "subnets must be in two zones", 400, AwsRefused),
             ("NotImplemented", "A header implies functionality that is not implemented.", 501, AwsRefused),
             ("ResourceInUseException", "Cluster already exists", 409, AwsRefused),

@@ -179,15 +179,14 @@ impl Eks {
 
     /// IAM's id of a role or user; refused where there is none.
     pub(super) async fn principal_id(&self, id: &ClusterId, principal: &str) -> Result<String, AwsError> {
-        let aws = self.aws(&id.account, &id.region);
         let found = if principal.contains(":user/") {
-            amazon::user_id(&aws, principal).await?
+            amazon::user_id(&self.aws(&id.account, &id.region), principal).await?
         } else if principal.contains(":role/") {
-            amazon::role(&aws, principal).await?.map(|role| role.id)
+            self.role(id, principal).await?.map(|role| role.id)
         } else {
             None
         };
-        found.ok_or_else(|| invalid(format!("The specified principalArn is invalid: invalid principal. {principal}")))
+        found.ok_or_else(|| invalid("The specified principalArn is invalid: invalid principal."))
     }
 }
 

@@ -21,8 +21,9 @@ const SELF_MANAGED: &[&str] = &["vpc-cni", "kube-proxy", "coredns"];
 const REGISTRY: &str = "602401143452.dkr.ecr";
 
 impl Eks {
-    pub(super) fn create_addon(&self, request: &Request) -> Result<Value, AwsError> {
+    pub(super) async fn create_addon(&self, request: &Request) -> Result<Value, AwsError> {
         let id = request.cluster();
+        self.check_account_role(&id, request).await?;
         let name = request.text("addonName");
         let kind = versions::addon(name)
             .ok_or_else(|| invalid(format!("Addon {name} specified is not supported for the cluster's version")))?;
@@ -63,6 +64,15 @@ impl Eks {
         drop(state);
         self.roll_out(id, kind);
         Ok(json!({"addon": view}))
+    }
+
+    /// A role that an add-on's service account is to get has to be there.
+    async fn check_account_role(&self, id: &ClusterId, request: &Request) -> Result<(), AwsError> {
+        let Some(role) = request.input["serviceAccountRoleArn"].as_str() else { return Ok(()) };
+        match self.role(id, role).await? {
+            Some(_) => Ok(()),
+            None => Err(invalid("Role provided in the request does not exist.")),
+        }
     }
 
     pub(super) async fn describe_addon(&self, request: &Request) -> Result<Value, AwsError> {
@@ -114,8 +124,9 @@ impl Eks {
         request.page("addons", &names)
     }
 
-    pub(super) fn update_addon(&self, request: &Request) -> Result<Value, AwsError> {
+    pub(super) async fn update_addon(&self, request: &Request) -> Result<Value, AwsError> {
         let id = request.cluster();
+        self.check_account_role(&id, request).await?;
         let name = request.text("addonName");
         let mut state = self.state();
         let cluster = state.cluster(&id)?;

@@ -38,7 +38,7 @@ impl Eks {
         }
         let role_arn = request.text("roleArn");
         let aws = self.aws(&id.account, &id.region);
-        let role = amazon::role(&aws, role_arn).await?;
+        let role = self.role(&id, role_arn).await?;
         if !role.is_some_and(|role| role.trusts("eks.amazonaws.com")) {
             return Err(invalid(format!(
                 "Role with arn: {role_arn}, could not be assumed because it does not exist or the trusted entity is \

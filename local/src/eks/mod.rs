@@ -39,6 +39,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::gateway::call::{Answer, Aws, AwsError, Call, Principal, Service};
 use crate::gateway::wire;
 use crate::kubernetes::ControlPlanes;
+use crate::propagation::Changes;
 
 use model::Model;
 use state::{ClusterId, State};
@@ -55,6 +56,8 @@ pub struct EksConfig {
     pub cache: PathBuf,
     /// Who starts the clusters' control planes.
     pub control_planes: Arc<dyn ControlPlanes>,
+    /// What was changed in IAM, of which EKS hears later.
+    pub changes: Arc<Changes>,
 }
 
 /// The EKS of one local cloud: all accounts and regions.
@@ -123,6 +126,13 @@ impl Eks {
         }
     }
 
+    /// A role as EKS knows it; `None` where there is none, or none that EKS has heard of.
+    async fn role(&self, id: &ClusterId, arn: &str) -> Result<Option<amazon::Role>, AwsError> {
+        let Some(role) = amazon::role(&self.aws(&id.account, &id.region), arn).await? else { return Ok(None) };
+        let trust = self.config.changes.seen(arn, "eks", role.trust);
+        Ok(trust.map(|trust| amazon::Role { arn: role.arn, id: role.id, trust }))
+    }
+
     /// Goes on with `work` after the answer, until it is done or the cloud stops. The work holds EKS only weakly
     /// while it waits for time to pass, so that a dropped cloud goes away.
     fn go_on(&self, work: impl Future<Output = ()> + Send + 'static) {
@@ -169,10 +179,10 @@ impl Eks {
             "ListNodegroups" => self.list_nodegroups(&request),
             "UpdateNodegroupConfig" => self.update_nodegroup_config(&request),
             "DeleteNodegroup" => self.delete_nodegroup(&request),
-            "CreateAddon" => self.create_addon(&request),
+            "CreateAddon" => self.create_addon(&request).await,
             "DescribeAddon" => self.describe_addon(&request).await,
             "ListAddons" => self.list_addons(&request),
-            "UpdateAddon" => self.update_addon(&request),
+            "UpdateAddon" => self.update_addon(&request).await,
             "DeleteAddon" => self.delete_addon(&request),
             "DescribeAddonVersions" => versions::describe_addon_versions(&request),
             "CreateAccessEntry" => self.create_access_entry(&request).await,

@@ -103,9 +103,14 @@ impl Eks {
             return Err(invalid(format!("[{other}] is not a valid instance type for requested amiType {}", ami.0)));
         }
         let role_arn = request.text("nodeRole");
-        let role = amazon::role(aws, role_arn).await?;
-        let role =
-            role.ok_or_else(|| invalid(format!("The role {role_arn} cannot be found. (Error Code: NoSuchEntity)")))?;
+        let role = self.role(id, role_arn).await?.ok_or_else(|| {
+            let name = role_arn.rsplit('/').next().unwrap_or(role_arn);
+            invalid(format!(
+                "The role with name {name} cannot be found. (Service: AmazonIdentityManagement; Status Code: 404; \
+                 Error Code: NoSuchEntity; Request ID: {}; Proxy: null)",
+                uuid()
+            ))
+        })?;
         if !role.trusts("ec2.amazonaws.com") {
             return Err(invalid(format!(
                 "Following required service principals [ec2.amazonaws.com] were not found in the trust relationships \
@@ -175,15 +180,22 @@ impl Eks {
             })?;
         }
         let wanted = desired(&view);
-        self.scale(aws, id, &view, &profile, security_group.as_str().unwrap_or_default()).await.map_err(|refusal| {
-            Issue {
-                code: "AsgInstanceLaunchFailures",
-                message: format!("Could not launch On-Demand Instances. {} - {}", refusal.code, refusal.message),
-                resources: vec![view["resources"]["autoScalingGroups"][0]["name"].as_str().unwrap_or("").to_owned()],
-            }
-        })?;
-        let Some(admin) = admin else { return Ok(()) };
         let deadline = Instant::now() + self.config.clock.real(PATIENCE).max(LEAST_PATIENCE);
+        let security_group = security_group.as_str().unwrap_or_default();
+        while let Err(refusal) = self.scale(aws, id, &view, &profile, security_group).await {
+            // EC2 hears of a new profile later than EKS, which made it.
+            let unheard_of = refusal.message.contains("Invalid IAM Instance Profile name");
+            if !unheard_of || Instant::now() > deadline {
+                let group = view["resources"]["autoScalingGroups"][0]["name"].as_str().unwrap_or_default();
+                return Err(Issue {
+                    code: "AsgInstanceLaunchFailures",
+                    message: format!("Could not launch On-Demand Instances. {} - {}", refusal.code, refusal.message),
+                    resources: vec![group.to_owned()],
+                });
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        let Some(admin) = admin else { return Ok(()) };
         loop {
             let nodes = objects::group_nodes(&admin, name).await.unwrap_or_default();
             if nodes.iter().filter(|node| objects::is_ready(node)).count() >= wanted {

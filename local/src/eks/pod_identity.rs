@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use super::state::Association;
-use super::{AwsError, Eks, Request, again, amazon, in_use, invalid, not_found, now, uuid};
+use super::{AwsError, Eks, Request, again, in_use, invalid, not_found, now, uuid};
 
 impl Eks {
     pub(super) async fn create_pod_identity_association(&self, request: &Request) -> Result<Value, AwsError> {
@@ -13,11 +13,12 @@ impl Eks {
         self.state().cluster(&id)?;
         let (namespace, account) = (request.text("namespace"), request.text("serviceAccount"));
         let role_arn = request.text("roleArn");
-        let role = amazon::role(&self.aws(&id.account, &id.region), role_arn).await?;
-        if !role.is_some_and(|role| role.trusts("pods.eks.amazonaws.com")) {
-            return Err(invalid(format!(
-                "Trust policy of role {role_arn} does not let pods.eks.amazonaws.com assume it"
-            )));
+        let role = self.role(&id, role_arn).await?;
+        let role = role.ok_or_else(|| invalid("Role provided in the request does not exist."))?;
+        if !role.trusts("pods.eks.amazonaws.com") {
+            let message = "Trust policy of the role provided is invalid. Follow the official documentation to resolve \
+                           the issue.";
+            return Err(invalid(message));
         }
         let mut state = self.state();
         let cluster = state.cluster(&id)?;

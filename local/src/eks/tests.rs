@@ -20,6 +20,7 @@ use super::{Eks, EksConfig};
 use crate::gateway::call::{Answer, Aws, AwsError, Call, Dispatch, Principal, Service};
 use crate::gateway::wire;
 use crate::kubernetes::{ControlPlane, ControlPlanes, NewControlPlane, NodeAuthority};
+use crate::propagation::{Changes, Propagation};
 
 const ACCOUNT: &str = "111122223333";
 const REGION: &str = "eu-west-1";
@@ -236,6 +237,7 @@ fn serve(objects: &Objects, method: &Method, path: &str, body: &[u8]) -> (Status
 struct Cloud {
     eks: Arc<Eks>,
     neighbours: Neighbours,
+    changes: Arc<Changes>,
 }
 
 impl Cloud {
@@ -247,13 +249,17 @@ impl Cloud {
             region: REGION.to_owned(),
             principal: Principal::service("eks.amazonaws.com", ACCOUNT),
         };
+        // What is written down as changed is not heard of while a test runs.
+        let never = Propagation { seed: 1, shortest: Duration::from_hours(1), longest: Duration::from_hours(1) };
+        let changes = Arc::new(Changes::new(never, ScaledClock::new(1.0)));
         let config = EksConfig {
             aws,
             clock: ScaledClock::new(10_000.0),
             cache: cache(),
             control_planes: Arc::new(neighbours.clone()),
+            changes: Arc::clone(&changes),
         };
-        Self { eks: Eks::new(config).unwrap(), neighbours }
+        Self { eks: Eks::new(config).unwrap(), neighbours, changes }
     }
 
     async fn call(&self, method: Method, path: &str, body: &Value) -> Result<Value, AwsError> {
@@ -514,6 +520,47 @@ async fn what_a_node_group_stands_on_is_checked() {
         let refused = cloud.refused(Method::POST, "/clusters/demo/node-groups", &wish).await;
         assert!(refused.code == "InvalidParameterException" && refused.message.contains(why), "{refused}");
     }
+}
+
+#[tokio::test]
+async fn a_role_that_is_seconds_old_is_refused_in_the_words_of_each_operation() {
+    let cloud = Cloud::new();
+    cloud.demo().await;
+    let role = |name: &str| format!("arn:aws:iam::{ACCOUNT}:role/{name}");
+    let mut second = demo();
+    second["name"] = json!("second");
+    let association = json!({"namespace": "shop", "serviceAccount": "till", "roleArn": role("pod")});
+    let addon = json!({"addonName": "coredns", "serviceAccountRoleArn": role("pod")});
+    let asked = [
+        ("/clusters", second, "could not be assumed because it does not exist or the trusted entity is not correct"),
+        (
+            "/clusters/demo/node-groups",
+            core(),
+            "The role with name node cannot be found. (Service: AmazonIdentityManagement",
+        ),
+        ("/clusters/demo/access-entries", json!({"principalArn": role("node")}), "invalid principal."),
+        ("/clusters/demo/pod-identity-associations", association, "Role provided in the request does not exist."),
+        ("/clusters/demo/addons", addon, "Role provided in the request does not exist."),
+    ];
+    for fresh in ["cluster", "node", "pod"] {
+        cloud.changes.record(&role(fresh), None);
+    }
+    for (path, wish, words) in &asked {
+        let refused = cloud.refused(Method::POST, path, wish).await;
+        assert_eq!((refused.status, refused.code.as_str()), (400, "InvalidParameterException"), "{refused}");
+        assert!(refused.message.contains(words), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_trust_policy_that_was_put_right_just_now_is_still_the_wrong_one() {
+    let cloud = Cloud::new();
+    cloud.demo().await;
+    let pod = format!("arn:aws:iam::{ACCOUNT}:role/pod");
+    cloud.changes.record(&pod, Some(json!({"Statement": []})));
+    let wish = json!({"namespace": "shop", "serviceAccount": "till", "roleArn": pod});
+    let refused = cloud.refused(Method::POST, "/clusters/demo/pod-identity-associations", &wish).await;
+    assert!(refused.message.starts_with("Trust policy of the role provided is invalid."), "{refused}");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, header};
@@ -28,6 +28,10 @@ mod presigned;
 pub mod record;
 pub mod route;
 pub mod wire;
+
+/// The connection that a request came by: the caller's address and port. A host behind a balancer keeps its
+/// connections, so what one host answers differently shows by connection.
+pub const CONNECTION_HEADER: HeaderName = HeaderName::from_static("x-slipway-connection");
 
 /// The gateway of one cloud.
 pub struct Gateway {
@@ -109,7 +113,12 @@ impl Gateway {
     }
 
     async fn answer(&self, method: Method, request: Request) -> (Answer, String) {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        if let Some(ConnectInfo(peer)) = parts.extensions.get::<ConnectInfo<SocketAddr>>()
+            && let Ok(connection) = HeaderValue::from_str(&peer.to_string())
+        {
+            parts.headers.insert(CONNECTION_HEADER, connection);
+        }
         let body = match axum::body::to_bytes(body, usize::MAX).await {
             Ok(body) => body,
             Err(error) => {

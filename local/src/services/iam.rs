@@ -1,19 +1,25 @@
-//! IAM: moto has what the product makes, MiniStack the roles of the template; whoever has a thing answers for it.
+//! IAM: moto has what the product makes, MiniStack the roles of the template; whoever has a thing answers for it. What
+//! is changed here the other services hear of later.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use http::{HeaderMap, HeaderValue, Method, header};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::backend::{MiniStack, Moto};
 use crate::gateway::authorize::RolePolicies;
-use crate::gateway::call::{Answer, Call, Principal, Service};
+use crate::gateway::call::{Answer, AwsError, Call, Principal, Service};
 use crate::gateway::{operations, wire};
+use crate::propagation::Changes;
 
 /// IAM over both emulators.
 #[derive(Debug, Clone)]
 pub struct Iam {
     moto: Moto,
     ministack: MiniStack,
+    changes: Arc<Changes>,
 }
 
 /// What STS needs to know of a role.
@@ -23,6 +29,8 @@ pub struct Role {
     pub id: String,
     /// Who may assume it.
     pub trust: Value,
+    /// `MaxSessionDuration`, in seconds.
+    pub longest_session: i64,
 }
 
 /// Whoever knows roles and identity providers.
@@ -36,10 +44,10 @@ pub trait Roles: RolePolicies {
 }
 
 impl Iam {
-    /// IAM over moto and MiniStack.
+    /// IAM over moto and MiniStack, which writes down what is changed.
     #[must_use]
-    pub fn new(moto: Moto, ministack: MiniStack) -> Self {
-        Self { moto, ministack }
+    pub fn new(moto: Moto, ministack: MiniStack, changes: Arc<Changes>) -> Self {
+        Self { moto, ministack, changes }
     }
 
     /// Asks about a thing, in the account that its ARN names. The question is the cloud's own: it is not recorded.
@@ -67,7 +75,15 @@ impl Iam {
 #[async_trait]
 impl Service for Iam {
     async fn handle(&self, call: Call) -> Answer {
+        let parameters = wire::parameters(&call);
+        if let Some(refusal) = self.unknown_principal(&call, &parameters).await {
+            return wire::refuse(&call, &refusal);
+        }
+        let changed = self.about_to_change(&call, &parameters).await;
         let answer = self.moto.handle(call.clone()).await;
+        if answer.status.is_success() {
+            self.write_down(&call.action, &answer, changed);
+        }
         let missing = answer.error_code.as_deref() == Some("NoSuchEntity");
         if !missing || operations::mutating(&call.action) {
             return answer;
@@ -86,9 +102,11 @@ impl Roles for Iam {
         if found != role_arn {
             return None;
         }
+        let longest = texts(&answer, "MaxSessionDuration").first().and_then(|seconds| seconds.parse().ok());
         Some(Role {
             id: texts(&answer, "RoleId").into_iter().next()?,
             trust: document(texts(&answer, "AssumeRolePolicyDocument").first()?)?,
+            longest_session: longest.unwrap_or(3600),
         })
     }
 
@@ -130,6 +148,66 @@ impl RolePolicies for Iam {
 }
 
 impl Iam {
+    /// IAM's refusal of a trust policy that names a role or user that does not exist, or that IAM has not heard of
+    /// yet: it stores principals by their ids.
+    async fn unknown_principal(&self, call: &Call, parameters: &BTreeMap<String, String>) -> Option<AwsError> {
+        let document = match call.action.as_str() {
+            "CreateRole" => parameters.get("AssumeRolePolicyDocument")?,
+            "UpdateAssumeRolePolicy" => parameters.get("PolicyDocument")?,
+            _ => return None,
+        };
+        // What is no JSON, moto refuses.
+        let trust: Value = serde_json::from_str(document).ok()?;
+        for principal in principals(&trust) {
+            let known = if principal.contains(":role/") {
+                self.role(&principal).await.is_some() && self.changes.believed(&principal, "iam")
+            } else {
+                let name = principal.rsplit('/').next().unwrap_or_default();
+                self.ask(&principal, "GetUser", &[("UserName", name)]).await.is_some()
+            };
+            if !known {
+                let message = format!("Invalid principal in policy: \"AWS\":\"{principal}\"");
+                return Some(AwsError::new(400, "MalformedPolicyDocument", message));
+            }
+        }
+        None
+    }
+
+    /// The thing that a call changes, and what it is before.
+    async fn about_to_change(&self, call: &Call, parameters: &BTreeMap<String, String>) -> Option<(String, Value)> {
+        let named = |member: &str| parameters.get(member).map(String::as_str);
+        match call.action.as_str() {
+            "UpdateAssumeRolePolicy" => {
+                let arn = self.arn(&call.account, "role", named("RoleName")?).await?;
+                let trust = self.role(&arn).await?.trust;
+                Some((arn, trust))
+            }
+            "AddClientIDToOpenIDConnectProvider" | "RemoveClientIDFromOpenIDConnectProvider" => {
+                let arn = named("OpenIDConnectProviderArn")?;
+                Some((arn.to_owned(), json!(self.client_ids(arn).await?)))
+            }
+            "AddRoleToInstanceProfile" => {
+                let arn = self.arn(&call.account, "instance-profile", named("InstanceProfileName")?).await?;
+                Some((arn, json!({"hasRole": false})))
+            }
+            _ => None,
+        }
+    }
+
+    fn write_down(&self, action: &str, answer: &Answer, changed: Option<(String, Value)>) {
+        let made = match action {
+            "CreateRole" | "CreateInstanceProfile" => Some("Arn"),
+            "CreateOpenIDConnectProvider" => Some("OpenIDConnectProviderArn"),
+            _ => None,
+        };
+        let arn = made.and_then(|name| texts(&String::from_utf8_lossy(&answer.body), name).into_iter().next());
+        if let Some(arn) = arn {
+            self.changes.record(&arn, None);
+        } else if let Some((arn, before)) = changed {
+            self.changes.record(&arn, Some(before));
+        }
+    }
+
     async fn managed(&self, role_arn: &str, policy_arn: &str) -> Option<Value> {
         let answer = self.ask(role_arn, "GetPolicy", &[("PolicyArn", policy_arn)]).await?;
         let version = texts(&answer, "DefaultVersionId").into_iter().next()?;
@@ -137,6 +215,19 @@ impl Iam {
         let answer = self.ask(role_arn, "GetPolicyVersion", &parameters).await?;
         document(texts(&answer, "Document").first()?)
     }
+}
+
+/// The roles and users that a trust policy names, by ARN.
+fn principals(trust: &Value) -> Vec<String> {
+    let statements = match &trust["Statement"] {
+        Value::Array(statements) => statements.iter().collect(),
+        one => vec![one],
+    };
+    let named = statements.into_iter().flat_map(|statement| match &statement["Principal"]["AWS"] {
+        Value::Array(many) => many.iter().filter_map(Value::as_str).collect(),
+        one => one.as_str().into_iter().collect::<Vec<_>>(),
+    });
+    named.filter(|arn| arn.contains(":role/") || arn.contains(":user/")).map(str::to_owned).collect()
 }
 
 /// The name at the end of a role's ARN, behind its path.
@@ -190,5 +281,17 @@ mod tests {
         assert_eq!(members(xml, "PolicyNames"), ["a", "b"]);
         assert_eq!(document("%7B%22Version%22%3A%221%22%7D").unwrap()["Version"], "1");
         assert_eq!(role_name("arn:aws:iam::1:role/a/b/c"), Some("c"));
+    }
+
+    #[test]
+    fn only_roles_and_users_are_looked_for_in_a_trust_policy() {
+        let trust = json!({"Statement": [
+            {"Principal": {"AWS": "arn:aws:iam::1:root"}},
+            {"Principal": {"AWS": ["arn:aws:iam::1:role/a/b", "arn:aws:iam::1:user/ann", "*", "111122223333"]}},
+            {"Principal": {"Service": "eks.amazonaws.com"}},
+            {"Principal": "*"},
+        ]});
+        assert_eq!(principals(&trust), ["arn:aws:iam::1:role/a/b", "arn:aws:iam::1:user/ann"]);
+        assert!(principals(&json!({"Statement": {"Principal": {"Federated": "arn:x:role/y"}}})).is_empty());
     }
 }

@@ -1,23 +1,31 @@
 //! STS: who one is, and how one becomes a role, believing nobody without a signature, a provider and a trust policy.
+//!
+//! It answers from several front ends, each of which hears of changes in IAM at its own time: after a yes of one, the
+//! next may still say no.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use iam_rs::{Principal as Caller, PrincipalId};
 use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
-use serde_json::Value;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::iam::{Role, Roles};
 use crate::eks::Eks;
+use crate::gateway::CONNECTION_HEADER;
 use crate::gateway::call::{Answer, AwsError, Call, Principal, Service};
 use crate::gateway::identify::{Identities, Session};
 use crate::gateway::policy::{Decision, Question, callers, decide, decide_trust};
 use crate::gateway::wire;
+use crate::propagation::Changes;
+
+/// How many front ends STS has in a region here; enough to differ.
+const FRONT_ENDS: u32 = 3;
 
 /// Where the keys of identity providers are. EKS has those of its clusters.
 pub trait IssuerKeys: Send + Sync {
@@ -35,20 +43,48 @@ impl IssuerKeys for Eks {
 pub struct Sts {
     identities: Arc<Identities>,
     iam: Arc<dyn Roles>,
+    changes: Arc<Changes>,
     issuers: OnceLock<Arc<dyn IssuerKeys>>,
+    /// The number of each connection, in the order in which they were first seen.
+    connections: Mutex<HashMap<String, u64>>,
 }
 
 impl Sts {
-    /// STS that hands its sessions to `identities` and looks roles and providers up in `iam`.
+    /// STS that hands its sessions to `identities`, looks roles and providers up in `iam`, and hears of `changes`.
     #[must_use]
-    pub fn new(identities: Arc<Identities>, iam: Arc<dyn Roles>) -> Arc<Self> {
-        Arc::new(Self { identities, iam, issuers: OnceLock::new() })
+    pub fn new(identities: Arc<Identities>, iam: Arc<dyn Roles>, changes: Arc<Changes>) -> Arc<Self> {
+        Arc::new(Self { identities, iam, changes, issuers: OnceLock::new(), connections: Mutex::default() })
     }
 
     /// Where issuers' keys are, once there are issuers.
     pub fn trust_issuers(&self, issuers: Arc<dyn IssuerKeys>) {
         // The cloud has one EKS; a second is ignored.
         let _ = self.issuers.set(issuers);
+    }
+
+    /// Which front end a call reaches: the same one for all calls of a connection.
+    fn front_end(&self, call: &Call) -> String {
+        let connection = call.headers.get(CONNECTION_HEADER).and_then(|value| value.to_str().ok());
+        // A part of the cloud comes without one: each of its calls is a connection of its own.
+        let connection = connection.unwrap_or(&call.request_id);
+        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = u64::try_from(connections.len()).unwrap_or_default();
+        let number = *connections.entry(connection.to_owned()).or_insert(next);
+        format!("sts-{}", self.changes.host(number, FRONT_ENDS))
+    }
+
+    /// A role as a front end knows it.
+    async fn role(&self, role_arn: &str, front_end: &str) -> Option<Role> {
+        let role = self.iam.role(role_arn).await?;
+        let trust = self.changes.seen(role_arn, front_end, role.trust)?;
+        Some(Role { trust, ..role })
+    }
+
+    /// The client ids of an identity provider as a front end knows them.
+    async fn client_ids(&self, provider_arn: &str, front_end: &str) -> Option<Vec<String>> {
+        let client_ids = self.iam.client_ids(provider_arn).await?;
+        let seen = self.changes.seen(provider_arn, front_end, json!(client_ids))?;
+        Some(texts(&seen))
     }
 
     async fn caller_identity(&self, call: &Call) -> String {
@@ -79,7 +115,7 @@ impl Sts {
             );
             AwsError::new(403, "AccessDenied", message)
         };
-        let role = self.iam.role(role_arn).await.ok_or_else(refused)?;
+        let role = self.role(role_arn, &self.front_end(call)).await.ok_or_else(refused)?;
         let mut context = BTreeMap::from([
             ("sts:RoleSessionName".to_owned(), vec![session_name.to_owned()]),
             ("aws:PrincipalArn".to_owned(), vec![principal_arn(&call.principal)]),
@@ -89,12 +125,20 @@ impl Sts {
         if let Some(id) = parameters.get("ExternalId") {
             context.insert("sts:ExternalId".to_owned(), vec![id.clone()]);
         }
-        let question = Question { action: "sts:AssumeRole".to_owned(), context, ..Question::default() };
-        if !self.trusts(&role, &call.principal, &question, role_arn).await {
-            return Err(refused());
+        let tags = session_tags(&parameters);
+        for (key, value) in &tags {
+            context.insert(format!("aws:RequestTag/{key}"), vec![value.clone()]);
+        }
+        // A session with tags has to be allowed twice: to be had, and to be tagged.
+        let actions = ["sts:AssumeRole", "sts:TagSession"];
+        for action in &actions[..=usize::from(!tags.is_empty())] {
+            let question = Question { action: (*action).to_owned(), context: context.clone(), ..Question::default() };
+            if !self.trusts(&role, &call.principal, &question, role_arn).await {
+                return Err(refused());
+            }
         }
         // A role that assumes a role keeps its session no longer than an hour.
-        let longest = if call.principal.role_arn.is_some() { 3600 } else { 43_200 };
+        let longest = if call.principal.role_arn.is_some() { 3600 } else { role.longest_session };
         let given = self.hand_out(role_arn, session_name, duration(&parameters, longest)?, &role);
         Ok(given)
     }
@@ -124,35 +168,32 @@ impl Sts {
         let role_arn = required(&parameters, "RoleArn")?;
         let session_name = session_name(&parameters)?;
         let token = required(&parameters, "WebIdentityToken")?;
+        let front_end = self.front_end(call);
         let claims = unverified_claims(token)?;
-        let issuer = claims["iss"].as_str().ok_or_else(|| invalid_token("The ID Token provided is not a valid JWT"))?;
+        let issuer = claims["iss"].as_str().ok_or_else(|| missing_claim("iss"))?;
         let host_and_path = issuer.trim_start_matches("https://");
         let account = role_arn.split(':').nth(4).unwrap_or_default();
         let provider_arn = format!("arn:aws:iam::{account}:oidc-provider/{host_and_path}");
-        let Some(client_ids) = self.iam.client_ids(&provider_arn).await else {
+        let Some(client_ids) = self.client_ids(&provider_arn, &front_end).await else {
             return Err(invalid_token(format!("No OpenIDConnect provider found in your account for {issuer}")));
         };
         self.verify(token, issuer)?;
-        let expires = claims["exp"].as_i64().unwrap_or(0);
-        let now = OffsetDateTime::now_utc();
-        if expires <= now.unix_timestamp() {
-            let message = format!(
-                "Token expired: current date/time {} must be before the expiration date/time{expires}",
-                now.unix_timestamp()
-            );
-            return Err(AwsError::new(400, "ExpiredTokenException", message));
+        in_force(&claims)?;
+        let audiences = texts(&claims["aud"]);
+        if audiences.is_empty() {
+            return Err(missing_claim("aud"));
         }
-        let audiences = audiences(&claims);
         if !audiences.iter().any(|audience| client_ids.contains(audience)) {
             return Err(invalid_token("Incorrect token audience"));
         }
         let not_authorized =
             || AwsError::new(403, "AccessDenied", "Not authorized to perform sts:AssumeRoleWithWebIdentity");
-        let role = self.iam.role(role_arn).await.ok_or_else(not_authorized)?;
-        let subject = claims["sub"].as_str().unwrap_or_default().to_owned();
+        let role = self.role(role_arn, &front_end).await.ok_or_else(not_authorized)?;
+        let subject = claims["sub"].as_str().ok_or_else(|| missing_claim("sub"))?.to_owned();
         let context = BTreeMap::from([
             (format!("{host_and_path}:sub"), vec![subject.clone()]),
             (format!("{host_and_path}:aud"), audiences.clone()),
+            ("aws:FederatedProvider".to_owned(), vec![provider_arn.clone()]),
             ("sts:RoleSessionName".to_owned(), vec![session_name.to_owned()]),
         ]);
         let question = Question { action: "sts:AssumeRoleWithWebIdentity".to_owned(), context, ..Question::default() };
@@ -160,7 +201,8 @@ impl Sts {
         if decide_trust(&role.trust, &provider, &question) != Decision::Allow {
             return Err(not_authorized());
         }
-        let mut result = self.hand_out(role_arn, session_name, duration(&parameters, 43_200)?, &role);
+        let seconds = duration(&parameters, role.longest_session)?;
+        let mut result = self.hand_out(role_arn, session_name, seconds, &role);
         result.push_str(&wire::element("SubjectFromWebIdentityToken", &subject));
         result.push_str(&wire::element("Audience", audiences.first().map_or("", String::as_str)));
         result.push_str(&wire::element("Provider", &provider_arn));
@@ -284,13 +326,21 @@ fn duration(parameters: &BTreeMap<String, String>, longest: i64) -> Result<i64, 
     let Some(text) = parameters.get("DurationSeconds") else {
         return Ok(3600);
     };
-    match text.parse() {
-        Ok(seconds) if (900..=longest).contains(&seconds) => Ok(seconds),
-        _ => {
-            let message = "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.".to_owned();
-            Err(AwsError::new(400, "ValidationError", message))
-        }
-    }
+    let message = match text.parse() {
+        Ok(seconds) if (900..=longest).contains(&seconds) => return Ok(seconds),
+        Ok(900..) => "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.".to_owned(),
+        _ => format!(
+            "1 validation error detected: Value '{text}' at 'durationSeconds' failed to satisfy constraint: Member \
+             must have value greater than or equal to 900"
+        ),
+    };
+    Err(AwsError::new(400, "ValidationError", message))
+}
+
+/// The session tags of a request, by key.
+fn session_tags(parameters: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let tag = |number: u32, part: &str| parameters.get(&format!("Tags.member.{number}.{part}")).cloned();
+    (1..).map_while(|number| Some((tag(number, "Key")?, tag(number, "Value").unwrap_or_default()))).collect()
 }
 
 fn invalid_token(message: impl Into<String>) -> AwsError {
@@ -304,8 +354,24 @@ fn unverified_claims(token: &str) -> Result<Value, AwsError> {
     })
 }
 
-fn audiences(claims: &Value) -> Vec<String> {
-    match &claims["aud"] {
+fn missing_claim(name: &str) -> AwsError {
+    invalid_token(format!("Missing a required claim: {name}"))
+}
+
+/// Refuses a token whose time is over.
+fn in_force(claims: &Value) -> Result<(), AwsError> {
+    let expires = claims["exp"].as_i64().ok_or_else(|| missing_claim("exp"))?;
+    let now = OffsetDateTime::now_utc().unix_timestamp();
+    if expires > now {
+        return Ok(());
+    }
+    let message = format!("Token expired: current date/time {now} must be before the expiration date/time {expires}");
+    Err(AwsError::new(400, "ExpiredTokenException", message))
+}
+
+/// One text or a list of them.
+fn texts(value: &Value) -> Vec<String> {
+    match value {
         Value::String(one) => vec![one.clone()],
         Value::Array(many) => many.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
         _ => Vec::new(),
@@ -325,7 +391,9 @@ fn random_text(length: usize) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use std::time::Duration;
 
     use aws_lc_rs::encoding::AsDer;
     use aws_lc_rs::rsa::{KeyPair, KeySize};
@@ -336,17 +404,47 @@ mod tests {
     use jsonwebtoken::{EncodingKey, Header};
     use serde_json::json;
 
+    use slipway_states::clock::ScaledClock;
+
     use super::*;
     use crate::gateway::authorize::RolePolicies;
+    use crate::propagation::Propagation;
 
-    const ISSUER: &str = "https://oidc.eks.eu-west-1.amazonaws.com/id/A";
+    const HOST: &str = "oidc.eks.eu-west-1.amazonaws.com/id/A";
+    const PROVIDER: &str = "arn:aws:iam::111122223333:oidc-provider/oidc.eks.eu-west-1.amazonaws.com/id/A";
     const CONTROLLER: &str = "arn:aws:iam::111122223333:role/controller";
     const ACCESS: &str = "arn:aws:iam::111122223333:role/access";
+    const POD: &str = "arn:aws:iam::111122223333:role/pod";
+    const SUBJECT: &str = "system:serviceaccount:karpenter:karpenter";
+    const AUDIENCE: &str = "sts.amazonaws.com";
 
-    /// Two roles, and the identity provider if there is one.
+    fn issuer() -> String {
+        format!("https://{HOST}")
+    }
+
+    /// The trust policy of a controller: principal and conditions vary.
+    fn trust(provider: &Value, conditions: &Value) -> Value {
+        json!({"Statement": [{"Effect": "Allow", "Action": "sts:AssumeRoleWithWebIdentity",
+            "Principal": {"Federated": provider}, "Condition": conditions}]})
+    }
+
+    /// The conditions that bind a role to one service account.
+    fn bound() -> Value {
+        json!({"StringEquals": {format!("{HOST}:sub"): SUBJECT, format!("{HOST}:aud"): AUDIENCE}})
+    }
+
+    /// Some roles, and the identity provider if there is one.
     struct Account {
-        provider: bool,
+        clients: Option<Vec<String>>,
+        trust: Value,
         policies: Vec<Value>,
+    }
+
+    impl Account {
+        fn good() -> Self {
+            let clients = Some(vec![AUDIENCE.to_owned()]);
+            Self { clients, trust: trust(&json!(PROVIDER), &bound()), policies: Vec::new() }
+        }
     }
 
     #[async_trait]
@@ -363,31 +461,30 @@ mod tests {
     #[async_trait]
     impl Roles for Account {
         async fn role(&self, role_arn: &str) -> Option<Role> {
-            let host = ISSUER.trim_start_matches("https://");
             let trust = match role_arn {
-                CONTROLLER => json!({"Statement": [{
-                    "Effect": "Allow", "Action": "sts:AssumeRoleWithWebIdentity",
-                    "Principal": {"Federated": format!("arn:aws:iam::111122223333:oidc-provider/{host}")},
-                    "Condition": {"StringEquals": {
-                        format!("{host}:sub"): "system:serviceaccount:karpenter:karpenter",
-                        format!("{host}:aud"): "sts.amazonaws.com"}}}]}),
+                CONTROLLER => self.trust.clone(),
                 ACCESS => json!({"Statement": [{
                     "Effect": "Allow", "Action": "sts:AssumeRole",
                     "Principal": {"AWS": "arn:aws:iam::111122223333:root"},
                     "Condition": {"StringEquals": {"sts:ExternalId": "x"}}}]}),
+                POD => json!({"Statement": [{
+                    "Effect": "Allow", "Action": ["sts:AssumeRole", "sts:TagSession"],
+                    "Principal": {"Service": "pods.eks.amazonaws.com"},
+                    "Condition": {"StringEquals": {"aws:RequestTag/kubernetes-namespace": "karpenter"}}}]}),
                 _ => return None,
             };
-            Some(Role { id: "AROAEXAMPLE".to_owned(), trust })
+            Some(Role { id: "AROAEXAMPLE".to_owned(), trust, longest_session: 3600 })
         }
 
-        async fn client_ids(&self, _provider_arn: &str) -> Option<Vec<String>> {
-            self.provider.then(|| vec!["sts.amazonaws.com".to_owned()])
+        async fn client_ids(&self, provider_arn: &str) -> Option<Vec<String>> {
+            self.clients.clone().filter(|_| provider_arn == PROVIDER)
         }
     }
 
     /// An issuer with one key.
     struct Issuer {
         private: EncodingKey,
+        serving: bool,
     }
 
     impl Issuer {
@@ -395,27 +492,35 @@ mod tests {
             let der = KeyPair::generate(KeySize::Rsa2048).unwrap().as_der().unwrap();
             let text = base64::engine::general_purpose::STANDARD.encode(der.as_ref());
             let pem = format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n");
-            Self { private: EncodingKey::from_rsa_pem(pem.as_bytes()).unwrap() }
+            Self { private: EncodingKey::from_rsa_pem(pem.as_bytes()).unwrap(), serving: true }
         }
 
-        fn token(&self, subject: &str, audience: &str, seconds: i64) -> String {
-            let expires = OffsetDateTime::now_utc().unix_timestamp() + seconds;
-            let claims = json!({"iss": ISSUER, "sub": subject, "aud": [audience], "exp": expires});
+        /// A good token, but for the claims given; `null` takes one away.
+        fn token(&self, other: &Value) -> String {
+            let expires = OffsetDateTime::now_utc().unix_timestamp() + 600;
+            let mut claims = json!({"iss": issuer(), "sub": SUBJECT, "aud": [AUDIENCE], "exp": expires});
+            for (claim, value) in other.as_object().into_iter().flatten() {
+                claims[claim] = value.clone();
+            }
+            claims.as_object_mut().unwrap().retain(|_, value| !value.is_null());
             jsonwebtoken::encode(&Header::new(Algorithm::RS256), &claims, &self.private).unwrap()
         }
     }
 
     impl IssuerKeys for Issuer {
-        fn jwks(&self, issuer: &str) -> Option<Value> {
+        fn jwks(&self, asked: &str) -> Option<Value> {
             let key = Jwk::from_encoding_key(&self.private, Algorithm::RS256).unwrap();
-            (issuer == ISSUER).then(|| json!({"keys": [key]}))
+            (self.serving && asked == issuer()).then(|| json!({"keys": [key]}))
         }
     }
 
-    fn sts(provider: bool, policies: Vec<Value>, issuer: Issuer) -> Arc<Sts> {
-        let sts = Sts::new(Identities::new("111122223333", "eu-west-1", "s"), Arc::new(Account { provider, policies }));
+    /// STS of an account; what `propagation` delays passes as fast as on AWS.
+    fn sts(account: Account, issuer: Issuer, propagation: Propagation) -> (Arc<Sts>, Arc<Changes>) {
+        let changes = Arc::new(Changes::new(propagation, ScaledClock::new(1.0)));
+        let identities = Identities::new("111122223333", "eu-west-1", "s");
+        let sts = Sts::new(identities, Arc::new(account), Arc::clone(&changes));
         sts.trust_issuers(Arc::new(issuer));
-        sts
+        (sts, changes)
     }
 
     async fn ask(
@@ -423,9 +528,11 @@ mod tests {
         principal: Principal,
         action: &str,
         parameters: &[(&str, &str)],
+        connection: &str,
     ) -> Result<String, AwsError> {
         let mut headers = http::HeaderMap::new();
         headers.insert("content-type", "application/x-www-form-urlencoded".parse().unwrap());
+        headers.insert(CONNECTION_HEADER, connection.parse().unwrap());
         let call = Call {
             request_id: wire::request_id(),
             account: "111122223333".into(),
@@ -443,35 +550,234 @@ mod tests {
         wire::error_of(&answer).map_or_else(|| Ok(String::from_utf8(body.to_vec()).unwrap()), Err)
     }
 
-    async fn with_token(sts: &Sts, token: &str) -> Result<String, AwsError> {
-        let parameters = [("RoleArn", CONTROLLER), ("RoleSessionName", "karpenter"), ("WebIdentityToken", token)];
-        ask(sts, Principal::service("anonymous", "111122223333"), "AssumeRoleWithWebIdentity", &parameters).await
+    async fn with_token(sts: &Sts, token: &str, role: &str, connection: &str) -> Result<String, AwsError> {
+        let parameters = [("RoleArn", role), ("RoleSessionName", "karpenter"), ("WebIdentityToken", token)];
+        let nobody = Principal::service("anonymous", "111122223333");
+        ask(sts, nobody, "AssumeRoleWithWebIdentity", &parameters, connection).await
     }
 
-    const SUBJECT: &str = "system:serviceaccount:karpenter:karpenter";
+    #[tokio::test]
+    async fn a_token_is_believed_with_both_forms_of_the_principal_and_both_kinds_of_condition() {
+        let list = json!(["arn:aws:iam::111122223333:oidc-provider/other.example.com", PROVIDER]);
+        let like = json!({"StringLike": {format!("{HOST}:sub"): "system:serviceaccount:karp*:karpenter",
+            format!("{HOST}:aud"): "sts.*.com"}});
+        for trust in [trust(&json!(PROVIDER), &bound()), trust(&list, &bound()), trust(&json!([PROVIDER]), &like)] {
+            let issuer = Issuer::new();
+            let token = issuer.token(&json!({}));
+            let (sts, _) = sts(Account { trust, ..Account::good() }, issuer, Propagation::none());
+            let given = with_token(&sts, &token, CONTROLLER, "a").await.unwrap();
+            assert!(given.contains("assumed-role/controller/karpenter"), "{given}");
+            assert!(given.contains(&format!("<SubjectFromWebIdentityToken>{SUBJECT}<")), "{given}");
+        }
+    }
+
+    /// What is wrong with a request, and how STS refuses it.
+    struct Case {
+        what: &'static str,
+        account: Account,
+        claims: Value,
+        serving: bool,
+        role: &'static str,
+        refusal: (u16, &'static str, String),
+    }
+
+    fn case(what: &'static str, status: u16, code: &'static str, words: &str) -> Case {
+        let refusal = (status, code, words.to_owned());
+        Case { what, account: Account::good(), claims: json!({}), serving: true, role: CONTROLLER, refusal }
+    }
+
+    fn invalid(what: &'static str, words: &str) -> Case {
+        case(what, 400, "InvalidIdentityToken", words)
+    }
+
+    fn denied(what: &'static str) -> Case {
+        case(what, 403, "AccessDenied", "Not authorized to perform sts:AssumeRoleWithWebIdentity")
+    }
+
+    /// Status, code and words: STS's own, see <https://docs.aws.amazon.com/STS/latest/APIReference/CommonErrors.html>
+    /// and what is quoted in reports about it.
+    #[tokio::test]
+    async fn each_refusal_has_its_status_code_and_words() {
+        let trusting = |trust: Value| Account { trust, ..Account::good() };
+        let no_provider = format!("No OpenIDConnect provider found in your account for {}", issuer());
+        let elsewhere = "No OpenIDConnect provider found in your account for https://accounts.example.com";
+        let no_key = "Couldn't retrieve verification key from your identity provider,  please reference \
+                      AssumeRoleWithWebIdentity documentation for requirements";
+        let subject = |name: &str| json!({"StringEquals": {format!("{HOST}:sub"): name}});
+        let deny = {
+            let mut both = trust(&json!(PROVIDER), &bound());
+            let statement = json!({"Effect": "Deny", "Principal": "*", "Action": "sts:*"});
+            both["Statement"].as_array_mut().unwrap().push(statement);
+            both
+        };
+        let cases = [
+            Case { account: Account { clients: None, ..Account::good() }, ..invalid("no provider", &no_provider) },
+            Case { claims: json!({"iss": "https://accounts.example.com"}), ..invalid("another issuer", elsewhere) },
+            Case { claims: json!({"iss": null}), ..invalid("no issuer", "Missing a required claim: iss") },
+            Case { claims: json!({"aud": null}), ..invalid("no audience", "Missing a required claim: aud") },
+            Case { claims: json!({"sub": null}), ..invalid("no subject", "Missing a required claim: sub") },
+            Case { claims: json!({"exp": null}), ..invalid("no expiry", "Missing a required claim: exp") },
+            Case { serving: false, ..invalid("the issuer does not answer yet", no_key) },
+            Case { claims: json!({"aud": ["vault"]}), ..invalid("an audience not for us", "Incorrect token audience") },
+            Case {
+                account: Account { clients: Some(vec!["vault".to_owned()]), ..Account::good() },
+                ..invalid("a provider without the audience", "Incorrect token audience")
+            },
+            Case {
+                claims: json!({"exp": 1_700_000_000}),
+                ..case(
+                    "an old token",
+                    400,
+                    "ExpiredTokenException",
+                    "must be before the expiration date/time 1700000000",
+                )
+            },
+            Case { role: "arn:aws:iam::111122223333:role/absent", ..denied("no role") },
+            Case { claims: json!({"sub": "system:serviceaccount:default:karpenter"}), ..denied("another subject") },
+            Case {
+                account: trusting(trust(&json!(PROVIDER), &subject("system:serviceaccount:karpenter:*"))),
+                ..denied("a pattern where equality is asked")
+            },
+            Case {
+                account: trusting(trust(&json!(PROVIDER), &json!({"StringEquals": {format!("{HOST}:aud"): "vault"}}))),
+                ..denied("trust in another audience")
+            },
+            Case {
+                account: trusting(trust(&json!([format!("{PROVIDER}B")]), &bound())),
+                ..denied("trust in another provider")
+            },
+            Case { account: trusting(deny), ..denied("a statement that denies") },
+        ];
+        for case in cases {
+            let issuer = Issuer { serving: case.serving, ..Issuer::new() };
+            let token = issuer.token(&case.claims);
+            let (sts, _) = sts(case.account, issuer, Propagation::none());
+            let refusal = with_token(&sts, &token, case.role, "a").await.expect_err(case.what);
+            let (status, code, words) = case.refusal;
+            assert_eq!((refusal.status, refusal.code.as_str()), (status, code), "{}: {refusal}", case.what);
+            assert!(refusal.message.ends_with(&words), "{}: {refusal}", case.what);
+        }
+    }
 
     #[tokio::test]
-    async fn a_token_is_believed_only_with_signature_provider_audience_time_and_trust() {
-        let issuer = Issuer::new();
-        let good = issuer.token(SUBJECT, "sts.amazonaws.com", 600);
-        let forged = Issuer::new().token(SUBJECT, "sts.amazonaws.com", 600);
-        let late = issuer.token(SUBJECT, "sts.amazonaws.com", -600);
-        let elsewhere = issuer.token(SUBJECT, "vault", 600);
-        let other = issuer.token("system:serviceaccount:default:default", "sts.amazonaws.com", 600);
-        let cloud = sts(true, Vec::new(), issuer);
-        let given = with_token(&cloud, &good).await.unwrap();
-        assert!(given.contains("assumed-role/controller/karpenter"), "{given}");
-        for (token, status, code) in [
-            (forged, 400, "InvalidIdentityToken"),
-            (late, 400, "ExpiredTokenException"),
-            (elsewhere, 400, "InvalidIdentityToken"),
-            (other, 403, "AccessDenied"),
-        ] {
-            let refusal = with_token(&cloud, &token).await.unwrap_err();
-            assert_eq!((refusal.status, refusal.code.as_str()), (status, code), "{refusal}");
+    async fn what_is_no_token_or_signed_by_nobody_known_is_refused() {
+        let (sts, _) = sts(Account::good(), Issuer::new(), Propagation::none());
+        let forged = Issuer::new().token(&json!({}));
+        for token in [forged.as_str(), "abc", "a.b.c"] {
+            let refusal = with_token(&sts, token, CONTROLLER, "a").await.unwrap_err();
+            assert_eq!((refusal.status, refusal.code.as_str()), (400, "InvalidIdentityToken"), "{refusal}");
         }
-        let refusal = with_token(&sts(false, Vec::new(), Issuer::new()), &good).await.unwrap_err();
-        assert_eq!(refusal.message, format!("No OpenIDConnect provider found in your account for {ISSUER}"));
+        let parameters = [("RoleArn", CONTROLLER), ("RoleSessionName", "k")];
+        let nobody = Principal::service("anonymous", "111122223333");
+        let refusal = ask(&sts, nobody, "AssumeRoleWithWebIdentity", &parameters, "a").await.unwrap_err();
+        assert_eq!((refusal.status, refusal.code.as_str()), (400, "ValidationError"), "{refusal}");
+    }
+
+    #[tokio::test]
+    async fn a_session_is_not_longer_than_its_role_allows() {
+        let issuer = Issuer::new();
+        let token = issuer.token(&json!({}));
+        let (sts, _) = sts(Account::good(), issuer, Propagation::none());
+        for (seconds, words) in [("3601", "exceeds the MaxSessionDuration"), ("899", "greater than or equal to 900")] {
+            let parameters = [
+                ("RoleArn", CONTROLLER),
+                ("RoleSessionName", "karpenter"),
+                ("WebIdentityToken", &token),
+                ("DurationSeconds", seconds),
+            ];
+            let nobody = Principal::service("anonymous", "111122223333");
+            let refusal = ask(&sts, nobody, "AssumeRoleWithWebIdentity", &parameters, "a").await.unwrap_err();
+            assert_eq!((refusal.status, refusal.code.as_str()), (400, "ValidationError"));
+            assert!(refusal.message.contains(words), "{refusal}");
+        }
+    }
+
+    /// Longer than a test runs.
+    const NEVER: Propagation =
+        Propagation { seed: 7, shortest: Duration::from_hours(1), longest: Duration::from_hours(1) };
+
+    #[tokio::test]
+    async fn what_is_fresh_is_refused_as_if_it_were_not_there() {
+        let issuer = Issuer::new();
+        let token = issuer.token(&json!({}));
+        let (sts, changes) = sts(Account::good(), issuer, NEVER);
+        assert!(with_token(&sts, &token, CONTROLLER, "a").await.is_ok());
+        // The audience was added just now.
+        changes.record(PROVIDER, Some(json!(["vault"])));
+        assert_eq!(with_token(&sts, &token, CONTROLLER, "a").await.unwrap_err().message, "Incorrect token audience");
+        let (fresh, token) = sts_of_fresh(PROVIDER);
+        let refusal = with_token(&fresh, &token, CONTROLLER, "a").await.unwrap_err();
+        assert!(refusal.message.starts_with("No OpenIDConnect provider found"), "{refusal}");
+        let (fresh, token) = sts_of_fresh(CONTROLLER);
+        assert_eq!(with_token(&fresh, &token, CONTROLLER, "a").await.unwrap_err().code, "AccessDenied");
+        let (fresh, _) = sts_of_fresh(ACCESS);
+        let admin =
+            Principal { arn: "arn:aws:iam::111122223333:user/admin".into(), ..Principal::service("", "111122223333") };
+        let parameters = [("RoleArn", ACCESS), ("RoleSessionName", "me"), ("ExternalId", "x")];
+        let refusal = ask(&fresh, admin, "AssumeRole", &parameters, "a").await.unwrap_err();
+        assert_eq!((refusal.status, refusal.code.as_str()), (403, "AccessDenied"));
+    }
+
+    /// STS of an account in which one thing was made just now, and a good token.
+    fn sts_of_fresh(thing: &str) -> (Arc<Sts>, String) {
+        let issuer = Issuer::new();
+        let token = issuer.token(&json!({}));
+        let (sts, changes) = sts(Account::good(), issuer, NEVER);
+        changes.record(thing, None);
+        (sts, token)
+    }
+
+    #[tokio::test]
+    async fn an_old_trust_policy_is_believed_until_the_new_one_is() {
+        let issuer = Issuer::new();
+        let token = issuer.token(&json!({}));
+        let no_more = Account { trust: json!({"Statement": []}), ..Account::good() };
+        let (sts, changes) = sts(no_more, issuer, NEVER);
+        changes.record(CONTROLLER, Some(Account::good().trust));
+        assert!(with_token(&sts, &token, CONTROLLER, "a").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn one_front_end_says_yes_while_another_says_no_and_a_connection_stays_with_its_own() {
+        let issuer = Issuer::new();
+        let token = issuer.token(&json!({}));
+        // A long spread, and the moment in it when the quickest front end knows and the slowest does not.
+        let spread = Propagation { seed: 11, shortest: Duration::ZERO, longest: Duration::from_millis(900) };
+        let (sts, changes) = sts(Account::good(), issuer, spread);
+        changes.record(CONTROLLER, None);
+        let connections: Vec<String> = (0..12).map(|port| format!("127.0.0.1:{port}")).collect();
+        let mut flapped = false;
+        let began = std::time::Instant::now();
+        loop {
+            let mut yes = Vec::new();
+            for connection in &connections {
+                yes.push(with_token(&sts, &token, CONTROLLER, connection).await.is_ok());
+            }
+            if yes.iter().all(|yes| *yes) {
+                break;
+            }
+            flapped |= yes.contains(&true);
+            assert!(began.elapsed() < Duration::from_secs(20), "never believed");
+        }
+        assert!(flapped, "all front ends heard of it at once");
+    }
+
+    #[tokio::test]
+    async fn a_tagged_session_must_be_allowed_its_tags() {
+        let (sts, _) = sts(Account::good(), Issuer::new(), Propagation::none());
+        let pods = || Principal::service("pods.eks.amazonaws.com", "111122223333");
+        let tagged = |namespace: &'static str| {
+            [
+                ("RoleArn", POD),
+                ("RoleSessionName", "eks-demo"),
+                ("Tags.member.1.Key", "kubernetes-namespace"),
+                ("Tags.member.1.Value", namespace),
+            ]
+        };
+        assert!(ask(&sts, pods(), "AssumeRole", &tagged("karpenter"), "a").await.is_ok());
+        assert_eq!(ask(&sts, pods(), "AssumeRole", &tagged("default"), "a").await.unwrap_err().code, "AccessDenied");
+        let other = Principal::service("ec2.amazonaws.com", "111122223333");
+        assert!(ask(&sts, other, "AssumeRole", &tagged("karpenter"), "a").await.is_err());
     }
 
     #[tokio::test]
@@ -484,10 +790,14 @@ mod tests {
         };
         let allowed = json!({"Statement": [{"Effect": "Allow", "Action": "sts:AssumeRole", "Resource": ACCESS}]});
         let parameters = [("RoleArn", ACCESS), ("RoleSessionName", "step"), ("ExternalId", "x")];
-        let may = sts(true, vec![allowed], Issuer::new());
-        assert!(ask(&may, caller.clone(), "AssumeRole", &parameters).await.is_ok());
-        assert_eq!(ask(&may, caller.clone(), "AssumeRole", &parameters[..2]).await.unwrap_err().code, "AccessDenied");
-        let may_not = sts(true, Vec::new(), Issuer::new());
-        assert_eq!(ask(&may_not, caller, "AssumeRole", &parameters).await.unwrap_err().code, "AccessDenied");
+        let account = Account { policies: vec![allowed], ..Account::good() };
+        let (may, _) = sts(account, Issuer::new(), Propagation::none());
+        assert!(ask(&may, caller.clone(), "AssumeRole", &parameters, "a").await.is_ok());
+        assert_eq!(
+            ask(&may, caller.clone(), "AssumeRole", &parameters[..2], "a").await.unwrap_err().code,
+            "AccessDenied"
+        );
+        let (may_not, _) = sts(Account::good(), Issuer::new(), Propagation::none());
+        assert_eq!(ask(&may_not, caller, "AssumeRole", &parameters, "a").await.unwrap_err().code, "AccessDenied");
     }
 }
