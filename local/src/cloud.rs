@@ -214,7 +214,7 @@ impl Cloud {
         for service in ["lambda", "dynamodb", "s3", "sqs", "sns", "events", "scheduler", "logs", "monitoring", "kms"] {
             routes.add(service, Arc::clone(&emulated));
         }
-        let engine_of_stacks = CloudFormation::new(Arc::clone(&self.gateway) as Arc<dyn Dispatch>, clock);
+        let engine_of_stacks = CloudFormation::new(Arc::clone(&self.gateway) as Arc<dyn Dispatch>, clock, None);
         routes.add("cloudformation", Arc::new(Stacks::new(engine_of_stacks, ministack.clone())));
         routes.add("ssm", Ssm::new(Arc::new(moto.clone())));
         routes.add("pricing", Arc::new(Pricing));

@@ -19,6 +19,16 @@ pub(super) struct Made {
     pub(super) attributes: BTreeMap<String, String>,
 }
 
+impl Made {
+    /// A resource that a change set would make: its id and attributes are not known yet.
+    pub(super) fn unknown() -> Self {
+        Self { physical_id: UNKNOWN.to_owned(), attributes: BTreeMap::new() }
+    }
+}
+
+/// What a change set shows in the place of a value that only its execution will give.
+pub(super) const UNKNOWN: &str = "{{changeSet:KNOWN_AFTER_APPLY}}";
+
 /// Where values are looked up.
 #[derive(Debug, Clone)]
 pub(super) struct Scope<'a> {
@@ -150,6 +160,9 @@ impl Scope<'_> {
         let (name, attribute) = get_att(argument)
             .ok_or_else(|| validation_error("Template error: Fn::GetAtt needs a resource and an attribute"))?;
         let made = self.made.get(&name).ok_or_else(|| unresolved(&name))?;
+        if made.physical_id == UNKNOWN {
+            return Ok(UNKNOWN.into());
+        }
         made.attributes.get(&attribute).map(|value| value.clone().into()).ok_or_else(|| {
             validation_error(format!(
                 "Template error: resource {name} does not support attribute type {attribute} in Fn::GetAtt"

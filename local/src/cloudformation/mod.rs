@@ -1,24 +1,32 @@
 //! CloudFormation for the stacks that the product makes: a template of known types becomes EC2, IAM and log calls of
-//! its caller's, in the order of its dependencies, with the events, waits and rollbacks that AWS's own would show.
+//! its caller's, in the order of its dependencies, with the events, change sets, waits and ways back of AWS's own.
 
 mod answer;
+mod change_sets;
 mod intrinsics;
+mod kinds;
+mod request;
 mod resource;
 mod stack;
 mod template;
+mod update;
+mod work;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use serde_json::Value;
 use slipway_states::clock::ScaledClock;
 use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
 
-use self::intrinsics::text;
-use self::resource::Kind;
-use self::stack::{OnFailure, Stack, Work};
-use self::template::{Parameter, Template};
+use self::answer::Page;
+use self::change_sets::ChangeSet;
+use self::kinds::Kind;
+use self::request::{check_name, flag, required, target};
+use self::stack::Stack;
+use self::template::Template;
+use self::work::Work;
 use crate::gateway::call::{Answer, Aws, AwsError, Call, Dispatch, Principal, Service};
 use crate::gateway::wire::{self, element};
 
@@ -34,44 +42,89 @@ pub fn owns(template: &str) -> bool {
 pub struct CloudFormation {
     gateway: Arc<dyn Dispatch>,
     clock: ScaledClock,
+    page_size: usize,
     stacks: Mutex<Vec<Arc<Work>>>,
 }
 
 type Parameters = BTreeMap<String, String>;
+
+/// What AWS answers at once of events, resources, stacks and change sets.
+const PAGE_SIZE: usize = 100;
 
 fn validation_error(message: impl Into<String>) -> AwsError {
     AwsError::new(400, "ValidationError", message)
 }
 
 impl CloudFormation {
-    /// An engine whose calls go out through `gateway`, with waits shortened by `clock`.
+    /// An engine whose calls go out through `gateway`, with waits shortened by `clock`, and lists cut into pages of
+    /// `page_size` (AWS's 100 by default).
     #[must_use]
-    pub fn new(gateway: Arc<dyn Dispatch>, clock: ScaledClock) -> Arc<Self> {
-        Arc::new(Self { gateway, clock, stacks: Mutex::default() })
+    pub fn new(gateway: Arc<dyn Dispatch>, clock: ScaledClock, page_size: Option<usize>) -> Arc<Self> {
+        let page_size = page_size.unwrap_or(PAGE_SIZE).max(1);
+        Arc::new(Self { gateway, clock, page_size, stacks: Mutex::default() })
     }
 
-    /// Whether a call is about a stack or a template of this engine. A call that names neither (a listing of all
-    /// stacks) is not.
+    /// Whether a call is about a stack, a change set or a template of this engine. A call that names none of them (a
+    /// listing of all stacks) is not.
     #[must_use]
     pub fn takes(&self, call: &Call) -> bool {
         let parameters = wire::parameters(call);
         let named = parameters.get("StackName").is_some_and(|name| self.latest(call, name).is_some());
-        named || parameters.get("TemplateBody").is_some_and(|body| owns(body))
+        let set = parameters.get("ChangeSetName").is_some_and(|id| self.of_change_set(call, id).is_some());
+        named || set || parameters.get("TemplateBody").is_some_and(|body| owns(body))
+    }
+
+    /// This engine's members of a listing of all stacks: of DescribeStacks, without the deleted ones, or of ListStacks,
+    /// with the statuses that are asked for.
+    #[must_use]
+    pub fn listed(&self, call: &Call) -> Vec<String> {
+        let parameters = wire::parameters(call);
+        let statuses = wire::list(&parameters, "StackStatusFilter.member");
+        let works = self.stacks();
+        let here = works.iter().map(|work| work.stack());
+        let here = here.filter(|stack| stack.account == call.account && stack.region == call.region);
+        if call.action == "ListStacks" {
+            let wanted =
+                here.filter(|stack| statuses.is_empty() || statuses.iter().any(|status| status == stack.status));
+            return wanted.map(|stack| answer::summary(&stack)).collect();
+        }
+        here.filter(|stack| stack.status != "DELETE_COMPLETE").map(|stack| answer::stack(&stack)).collect()
+    }
+
+    /// A page of a listing of all stacks.
+    ///
+    /// # Errors
+    /// `ValidationError` for a token that no page gave.
+    pub fn page(&self, call: &Call, list: &str, members: Vec<String>) -> Result<String, AwsError> {
+        self.paged(&wire::parameters(call), list, members)
+    }
+
+    fn paged(&self, parameters: &Parameters, list: &str, members: Vec<String>) -> Result<String, AwsError> {
+        answer::page(&Page { list, token: parameters.get("NextToken"), size: self.page_size }, members)
     }
 
     fn stacks(&self) -> MutexGuard<'_, Vec<Arc<Work>>> {
         self.stacks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn find(&self, call: &Call, matches: impl Fn(&Stack) -> bool) -> Option<Arc<Work>> {
+        let stacks = self.stacks();
+        let here = |work: &&Arc<Work>| {
+            let stack = work.stack();
+            stack.account == call.account && stack.region == call.region && matches(&stack)
+        };
+        stacks.iter().rev().find(here).cloned()
+    }
+
     /// The stack of a name that is not deleted, or of an id whatever its state.
     fn latest(&self, call: &Call, name_or_id: &str) -> Option<Arc<Work>> {
-        let stacks = self.stacks();
-        let matches = |work: &&Arc<Work>| {
-            let stack = work.stack();
-            let here = stack.account == call.account && stack.region == call.region;
-            here && (stack.id == name_or_id || (stack.name == name_or_id && stack.status != "DELETE_COMPLETE"))
-        };
-        stacks.iter().rev().find(matches).cloned()
+        self.find(call, |stack| {
+            stack.id == name_or_id || (stack.name == name_or_id && stack.status != "DELETE_COMPLETE")
+        })
+    }
+
+    fn of_change_set(&self, call: &Call, id: &str) -> Option<Arc<Work>> {
+        self.find(call, |stack| stack.change_sets.iter().any(|set| set.id == id))
     }
 
     fn named(&self, call: &Call, parameters: &Parameters) -> Result<Arc<Work>, AwsError> {
@@ -79,35 +132,91 @@ impl CloudFormation {
         self.latest(call, name).ok_or_else(|| validation_error(format!("Stack with id {name} does not exist")))
     }
 
+    /// The stack and the change set that a request names.
+    fn change_set(&self, call: &Call, parameters: &Parameters) -> Result<(Arc<Work>, ChangeSet), AwsError> {
+        let name = required(parameters, "ChangeSetName")?;
+        let work = match self.of_change_set(call, name) {
+            Some(work) => work,
+            None => self.named(call, parameters)?,
+        };
+        let found = work.stack().change_sets.iter().rev().find(|set| set.id == name || set.name == name).cloned();
+        let missing = || AwsError::new(404, "ChangeSetNotFound", format!("ChangeSet [{name}] does not exist"));
+        found.map(|set| (work, set)).ok_or_else(missing)
+    }
+
     fn answer(&self, call: &Call) -> Result<String, AwsError> {
         let parameters = wire::parameters(call);
         match call.action.as_str() {
             "CreateStack" => self.create_stack(call, &parameters),
-            "DescribeStacks" => self.describe_stacks(call, &parameters),
-            "DescribeStackEvents" => Ok(answer::events(&self.named(call, &parameters)?.stack())),
+            "UpdateStack" => self.update_stack(call, &parameters),
+            "DeleteStack" => self.delete_stack(call, &parameters),
+            "ContinueUpdateRollback" => self.continue_rollback(call, &parameters),
+            "CreateChangeSet" => self.create_change_set(call, &parameters),
+            "ExecuteChangeSet" => self.execute_change_set(call, &parameters),
+            "DeleteChangeSet" => self.delete_change_set(call, &parameters),
+            "DescribeChangeSet" => {
+                let (work, set) = self.change_set(call, &parameters)?;
+                let head = answer::change_set(&work.stack(), &set);
+                let changes = set.changes.iter().map(answer::change).collect();
+                Ok(head + &self.paged(&parameters, "Changes", changes)?)
+            }
+            "ListChangeSets" => {
+                let work = self.named(call, &parameters)?;
+                let sets = {
+                    let stack = work.stack();
+                    stack.change_sets.iter().map(|set| answer::change_set_summary(&stack, set)).collect()
+                };
+                self.paged(&parameters, "Summaries", sets)
+            }
+            "DescribeStacks" => {
+                let work = self.named(call, &parameters)?;
+                let described = answer::stack(&work.stack());
+                self.paged(&parameters, "Stacks", vec![described])
+            }
+            "DescribeStackEvents" => {
+                let work = self.named(call, &parameters)?;
+                let events = answer::events(&work.stack());
+                self.paged(&parameters, "StackEvents", events)
+            }
             "DescribeStackResources" => {
                 let wanted = parameters.get("LogicalResourceId");
                 let work = self.named(call, &parameters)?;
-                Ok(answer::resources(&work.stack(), "StackResources", wanted, "Timestamp"))
+                let found = answer::resources(&work.stack(), wanted, "Timestamp");
+                Ok(answer::members("StackResources", found.into_iter()))
+            }
+            "DescribeStackResource" => {
+                let name = required(&parameters, "LogicalResourceId")?;
+                let work = self.named(call, &parameters)?;
+                let found = answer::resources(&work.stack(), Some(&name.to_owned()), "LastUpdatedTimestamp");
+                let missing =
+                    || validation_error(format!("Resource {name} does not exist for stack {}", work.stack().name));
+                Ok(format!("<StackResourceDetail>{}</StackResourceDetail>", found.first().ok_or_else(missing)?))
             }
             "ListStackResources" => {
                 let work = self.named(call, &parameters)?;
-                Ok(answer::resources(&work.stack(), "StackResourceSummaries", None, "LastUpdatedTimestamp"))
+                let found = answer::resources(&work.stack(), None, "LastUpdatedTimestamp");
+                self.paged(&parameters, "StackResourceSummaries", found)
             }
-            "GetTemplate" => Ok(element("TemplateBody", &self.named(call, &parameters)?.stack().template_body)),
+            "GetTemplate" => {
+                let body = if parameters.contains_key("ChangeSetName") {
+                    self.change_set(call, &parameters)?.1.target.template_body.clone()
+                } else {
+                    self.named(call, &parameters)?.stack().target.template_body.clone()
+                };
+                Ok(element("TemplateBody", &body) + &answer::stages())
+            }
             "ValidateTemplate" => {
-                let template = Template::parse(required(&parameters, "TemplateBody")?)?;
+                let template = Template::parse(request::template_body(&parameters)?)?;
                 template.check()?;
                 Ok(answer::validated(&template))
             }
-            "UpdateStack" => self.update_stack(call, &parameters),
             "UpdateTerminationProtection" => {
                 let work = self.named(call, &parameters)?;
+                required(&parameters, "EnableTerminationProtection")?;
                 let mut stack = work.stack();
-                stack.termination_protection = required(&parameters, "EnableTerminationProtection")? == "true";
+                stack.termination_protection = flag(&parameters, "EnableTerminationProtection");
                 Ok(element("StackId", &stack.id))
             }
-            "DeleteStack" => self.delete_stack(call, &parameters),
             other => Err(AwsError::new(
                 400,
                 "InvalidAction",
@@ -118,25 +227,13 @@ impl CloudFormation {
         }
     }
 
-    fn create_stack(&self, call: &Call, parameters: &Parameters) -> Result<String, AwsError> {
+    /// A stack that is only a name, an id and what it is to be.
+    fn begin(&self, call: &Call, parameters: &Parameters) -> Result<Arc<Work>, AwsError> {
         let name = required(parameters, "StackName")?;
-        check_name(name)?;
-        let token = parameters.get("ClientRequestToken").cloned();
-        if let Some(existing) = self.latest(call, name) {
-            let stack = existing.stack();
-            if token.is_some() && stack.token == token {
-                return Ok(element("StackId", &stack.id));
-            }
-            return Err(AwsError::new(400, "AlreadyExistsException", format!("Stack [{name}] already exists")));
-        }
-        let body = required(parameters, "TemplateBody")?;
-        let template = Template::parse(body)?;
-        template.check()?;
-        let capabilities = wire::list(parameters, "Capabilities.member");
-        check_capabilities(&template, &capabilities)?;
-        let given = given_parameters(parameters);
+        check_name(name, "stackName")?;
         let id = format!("arn:aws:cloudformation:{}:{}:stack/{name}/{}", call.region, call.account, wire::request_id());
-        let values = values(call, &template, &given, &id, name)?;
+        let target = target(call, parameters, (&id, name), None)?;
+        target.active()?;
         let role_arn = parameters.get("RoleARN").cloned();
         let aws = Aws {
             gateway: self.gateway.clone(),
@@ -147,132 +244,265 @@ impl CloudFormation {
         let stack = Stack {
             account: call.account.clone(),
             region: call.region.clone(),
-            id: id.clone(),
+            id,
             name: name.to_owned(),
-            token,
-            template_body: body.to_owned(),
-            given: template.parameters.keys().filter_map(|key| Some((key.clone(), text(values.get(key)?)))).collect(),
-            template: Arc::new(template),
-            values,
-            tags: tags(parameters),
-            capabilities,
+            token: parameters.get("ClientRequestToken").cloned(),
+            target,
+            previous: None,
             role_arn,
-            on_failure: on_failure(parameters),
-            termination_protection: parameters.get("EnableTerminationProtection").is_some_and(|value| value == "true"),
+            on_failure: request::on_failure(parameters),
+            termination_protection: flag(parameters, "EnableTerminationProtection"),
             created: OffsetDateTime::now_utc(),
+            updated: None,
             deleted: None,
             status: "",
             reason: None,
             resources: BTreeMap::new(),
+            superseded: BTreeMap::new(),
+            leftovers: BTreeMap::new(),
             outputs: Vec::new(),
             events: Vec::new(),
+            change_sets: Vec::new(),
+            cancelled: CancellationToken::new(),
         };
         let work = Work::new(stack, aws, self.clock);
-        work.plan()?;
-        work.stack().set_status("CREATE_IN_PROGRESS", Some("User Initiated".to_owned()));
         self.stacks().push(work.clone());
-        tokio::spawn(work.create());
-        Ok(element("StackId", &id))
+        Ok(work)
     }
 
-    fn describe_stacks(&self, call: &Call, parameters: &Parameters) -> Result<String, AwsError> {
-        let found = if parameters.contains_key("StackName") {
-            vec![answer::stack(&self.named(call, parameters)?.stack())]
-        } else {
-            let stacks = self.stacks();
-            let here = stacks.iter().map(|work| work.stack()).filter(|stack| {
-                stack.account == call.account && stack.region == call.region && stack.status != "DELETE_COMPLETE"
-            });
-            here.map(|stack| answer::stack(&stack)).collect()
-        };
-        Ok(answer::stacks(found))
+    fn create_stack(&self, call: &Call, parameters: &Parameters) -> Result<String, AwsError> {
+        let name = required(parameters, "StackName")?;
+        if let Some(existing) = self.latest(call, name) {
+            let stack = existing.stack();
+            if repeated(&stack, parameters) {
+                return Ok(element("StackId", &stack.id));
+            }
+            return Err(AwsError::new(400, "AlreadyExistsException", format!("Stack [{name}] already exists")));
+        }
+        let work = self.begin(call, parameters)?;
+        work.start_creation();
+        Ok(element("StackId", &work.stack().id))
     }
 
-    /// An update that changes nothing is answered as AWS answers it; one that would is beyond this engine.
     fn update_stack(&self, call: &Call, parameters: &Parameters) -> Result<String, AwsError> {
         let work = self.named(call, parameters)?;
-        let stack = work.stack();
-        let same_template = match parameters.get("TemplateBody") {
-            Some(body) => *body == stack.template_body,
-            None => parameters.get("UsePreviousTemplate").is_some_and(|value| value == "true"),
+        let target = {
+            let stack = work.stack();
+            if repeated(&stack, parameters) {
+                return Ok(element("StackId", &stack.id));
+            }
+            updatable(&stack, parameters)?;
+            let target = target(call, parameters, (&stack.id, &stack.name), Some(&stack))?;
+            let changes = change_sets::changes(&stack, &target)?;
+            if change_sets::changes_nothing(&stack, &target, &changes) {
+                return Err(validation_error("No updates are to be performed."));
+            }
+            target
         };
-        let given = given_parameters(parameters);
-        let kept = kept_parameters(parameters);
-        let same_parameters = stack.template.parameters.iter().all(|(key, parameter)| {
-            let wanted = given.get(key).cloned().or_else(|| parameter.default.as_ref().map(text));
-            kept.contains(key) || wanted.as_ref() == stack.given.get(key)
-        });
-        let tags = tags(parameters);
-        if same_template && same_parameters && (tags.is_empty() || tags == stack.tags) {
-            return Err(validation_error("No updates are to be performed."));
-        }
-        Err(validation_error(format!(
-            "The local cloud cannot update stack {}: it only creates and deletes. Delete the stack and create it again.",
-            stack.name
-        )))
+        work.act_as(acting(call, rights(&work, parameters).as_deref()));
+        work.start_update(target, parameters.get("ClientRequestToken").cloned(), None);
+        Ok(element("StackId", &work.stack().id))
     }
 
     fn delete_stack(&self, call: &Call, parameters: &Parameters) -> Result<String, AwsError> {
         // Deleting a stack that is not there succeeds on AWS too.
         let Some(work) = self.latest(call, required(parameters, "StackName")?) else { return Ok(String::new()) };
-        let (protected, status, name) = {
+        let retained = wire::list(parameters, "RetainResources.member");
+        {
             let stack = work.stack();
-            (stack.termination_protection, stack.status, stack.name.clone())
-        };
-        if protected {
-            return Err(validation_error(format!(
-                "Stack [{name}] cannot be deleted while TerminationProtection is enabled"
-            )));
+            if stack.termination_protection {
+                return Err(validation_error(format!(
+                    "Stack [{}] cannot be deleted while TerminationProtection is enabled",
+                    stack.name
+                )));
+            }
+            let status = stack.status;
+            if matches!(status, "DELETE_IN_PROGRESS" | "DELETE_COMPLETE") {
+                return Ok(String::new());
+            }
+            if status.ends_with("_IN_PROGRESS") && !matches!(status, "CREATE_IN_PROGRESS" | "REVIEW_IN_PROGRESS") {
+                return Err(validation_error(format!(
+                    "Stack [{}] cannot be deleted while in status {status}",
+                    stack.name
+                )));
+            }
+            if !retained.is_empty() && status != "DELETE_FAILED" {
+                return Err(validation_error(format!(
+                    "Invalid operation on stack [{}]: RetainResources is for stacks in the DELETE_FAILED state",
+                    stack.id
+                )));
+            }
+            let failed =
+                |name: &&String| stack.resources.get(*name).is_none_or(|there| there.status != "DELETE_FAILED");
+            if let Some(other) = retained.iter().find(failed) {
+                return Err(validation_error(format!(
+                    "The specified resources to retain must be in a valid state. Do not specify unknown resources or                      those already deleted: [{other}]"
+                )));
+            }
         }
-        if !matches!(status, "DELETE_IN_PROGRESS" | "DELETE_COMPLETE") {
-            work.start_deletion();
+        work.act_as(acting(call, rights(&work, parameters).as_deref()));
+        work.start_deletion(parameters.get("ClientRequestToken").cloned(), retained);
+        Ok(String::new())
+    }
+
+    fn continue_rollback(&self, call: &Call, parameters: &Parameters) -> Result<String, AwsError> {
+        let work = self.named(call, parameters)?;
+        {
+            let stack = work.stack();
+            if repeated(&stack, parameters) {
+                return Ok(String::new());
+            }
+            if stack.status != "UPDATE_ROLLBACK_FAILED" {
+                return Err(validation_error(format!(
+                    "Stack:{} is in {} state and can not continue rolling back.",
+                    stack.id, stack.status
+                )));
+            }
+        }
+        let skipped = wire::list(parameters, "ResourcesToSkip.member");
+        work.act_as(acting(call, rights(&work, parameters).as_deref()));
+        work.start_rollback(parameters.get("ClientRequestToken").cloned(), skipped);
+        Ok(String::new())
+    }
+
+    fn create_change_set(&self, call: &Call, parameters: &Parameters) -> Result<String, AwsError> {
+        let name = required(parameters, "ChangeSetName")?;
+        check_name(name, "changeSetName")?;
+        let stack_name = required(parameters, "StackName")?;
+        let creating = parameters.get("ChangeSetType").is_some_and(|kind| kind == "CREATE");
+        let work = match self.latest(call, stack_name) {
+            Some(work) if creating && work.stack().status != "REVIEW_IN_PROGRESS" => {
+                let id = work.stack().id.clone();
+                return Err(validation_error(format!("Stack [{id}] already exists and cannot be created again")));
+            }
+            Some(work) => work,
+            None if creating => {
+                let work = self.begin(call, parameters)?;
+                work.stack().set_status("REVIEW_IN_PROGRESS", Some("User Initiated".to_owned()));
+                work
+            }
+            None => return Err(validation_error(format!("Stack [{stack_name}] does not exist"))),
+        };
+        let (stack_id, id) = {
+            let mut stack = work.stack();
+            if stack.status != "REVIEW_IN_PROGRESS" {
+                updatable(&stack, parameters)?;
+            }
+            let token = parameters.get("ClientToken").cloned();
+            if let Some(there) = stack.change_sets.iter().find(|set| set.name == name) {
+                if token.is_some() && there.token == token {
+                    return Ok(element("Id", &there.id) + &element("StackId", &stack.id));
+                }
+                let message =
+                    format!("ChangeSet {name} cannot be created due to a mismatch with existing attribute Template");
+                return Err(AwsError::new(400, "AlreadyExistsException", message));
+            }
+            let target = target(call, parameters, (&stack.id, &stack.name), Some(&stack))?;
+            let id = format!(
+                "arn:aws:cloudformation:{}:{}:changeSet/{name}/{}",
+                call.region,
+                call.account,
+                wire::request_id()
+            );
+            let set = ChangeSet {
+                id: id.clone(),
+                name: name.to_owned(),
+                description: parameters.get("Description").cloned(),
+                token,
+                status: "CREATE_IN_PROGRESS",
+                reason: None,
+                execution_status: "UNAVAILABLE",
+                created: OffsetDateTime::now_utc(),
+                target,
+                changes: Vec::new(),
+            };
+            stack.change_sets.push(set);
+            (stack.id.clone(), id)
+        };
+        work.start_planning(id.clone());
+        Ok(element("Id", &id) + &element("StackId", &stack_id))
+    }
+
+    /// Executes a change set; the others of its stack go, since they were made for what the stack no longer is.
+    fn execute_change_set(&self, call: &Call, parameters: &Parameters) -> Result<String, AwsError> {
+        let (work, set) = self.change_set(call, parameters)?;
+        let token = parameters.get("ClientRequestToken").cloned();
+        let creating = {
+            let mut stack = work.stack();
+            if repeated(&stack, parameters) {
+                return Ok(String::new());
+            }
+            let refuse = |message: String| AwsError::new(400, "InvalidChangeSetStatus", message);
+            if set.status != "CREATE_COMPLETE" {
+                return Err(refuse(format!(
+                    "ChangeSet [{}] cannot be executed in its current status of [{}]",
+                    set.id, set.status
+                )));
+            }
+            if set.execution_status != "AVAILABLE" {
+                return Err(refuse(format!(
+                    "ChangeSet [{}] cannot be executed in its current execution status of [{}]",
+                    set.id, set.execution_status
+                )));
+            }
+            let creating = stack.status == "REVIEW_IN_PROGRESS";
+            if !creating {
+                updatable(&stack, parameters)?;
+            }
+            stack.change_sets.retain(|other| other.id == set.id);
+            stack.change_sets.iter_mut().for_each(|set| set.execution_status = "EXECUTE_IN_PROGRESS");
+            if creating {
+                stack.token.clone_from(&token);
+                stack.target = set.target.clone();
+            }
+            creating
+        };
+        work.act_as(acting(call, rights(&work, parameters).as_deref()));
+        if creating {
+            work.stack().change_sets.iter_mut().for_each(|set| set.execution_status = "EXECUTE_COMPLETE");
+            work.start_creation();
+        } else {
+            work.start_update(set.target, token, Some(set.id));
         }
         Ok(String::new())
     }
-}
 
-#[async_trait]
-impl Service for CloudFormation {
-    async fn handle(&self, call: Call) -> Answer {
-        match self.answer(&call) {
-            Ok(result) => wire::query_answer(&call, &result),
-            Err(refusal) => wire::refuse(&call, &refusal),
+    fn delete_change_set(&self, call: &Call, parameters: &Parameters) -> Result<String, AwsError> {
+        match self.change_set(call, parameters) {
+            Ok((work, set)) => {
+                work.stack().change_sets.retain(|other| other.id != set.id);
+                Ok(String::new())
+            }
+            // As on AWS: what is gone is deleted.
+            Err(error) if error.code == "ChangeSetNotFound" => Ok(String::new()),
+            Err(error) => Err(error),
         }
     }
 }
 
-fn required<'a>(parameters: &'a Parameters, name: &str) -> Result<&'a str, AwsError> {
-    parameters.get(name).map(String::as_str).filter(|value| !value.is_empty()).ok_or_else(|| {
-        let member = format!("{}{}", name[..1].to_lowercase(), &name[1..]);
-        validation_error(format!(
-            "1 validation error detected: Value null at '{member}' failed to satisfy constraint: Member must not be null"
-        ))
-    })
+/// Whether a request was made before: its token is that of what is being done, or was done last.
+fn repeated(stack: &Stack, parameters: &Parameters) -> bool {
+    parameters.get("ClientRequestToken").is_some_and(|token| stack.token.as_ref() == Some(token))
 }
 
-fn check_name(name: &str) -> Result<(), AwsError> {
-    let letters = name.starts_with(|first: char| first.is_ascii_alphabetic())
-        && name.chars().all(|character| character.is_ascii_alphanumeric() || character == '-');
-    let why = match (letters, name.len()) {
-        (true, ..=128) => return Ok(()),
-        (true, _) => "Member must have length less than or equal to 128",
-        (false, _) => "Member must satisfy regular expression pattern: [a-zA-Z][-a-zA-Z0-9]*",
-    };
-    Err(validation_error(format!(
-        "1 validation error detected: Value '{name}' at 'stackName' failed to satisfy constraint: {why}"
-    )))
-}
-
-fn check_capabilities(template: &Template, given: &[String]) -> Result<(), AwsError> {
-    let enough = |needed: &str| {
-        given.iter().any(|given| given == needed || (given == "CAPABILITY_NAMED_IAM" && needed == "CAPABILITY_IAM"))
-    };
-    match template.capability() {
-        Some(needed) if !enough(needed) => {
-            Err(AwsError::new(400, "InsufficientCapabilitiesException", format!("Requires capabilities : [{needed}]")))
-        }
-        _ => Ok(()),
+/// Refuses to update a stack whose state has no way there.
+fn updatable(stack: &Stack, parameters: &Parameters) -> Result<(), AwsError> {
+    if flag(parameters, "DisableRollback") {
+        return Err(validation_error("The local cloud rolls failed updates back always: leave DisableRollback out."));
     }
+    match stack.status {
+        "CREATE_COMPLETE" | "UPDATE_COMPLETE" | "UPDATE_ROLLBACK_COMPLETE" => Ok(()),
+        status => Err(validation_error(format!("Stack:{} is in {status} state and can not be updated.", stack.id))),
+    }
+}
+
+/// The role that the request or the stack was given.
+fn rights(work: &Work, parameters: &Parameters) -> Option<String> {
+    let mut stack = work.stack();
+    if let Some(given) = parameters.get("RoleARN") {
+        stack.role_arn = Some(given.clone());
+    }
+    stack.role_arn.clone()
 }
 
 /// CloudFormation calls with its caller's rights, or with those of the role that it was given.
@@ -287,133 +517,14 @@ fn acting(call: &Call, role_arn: Option<&str>) -> Principal {
     }
 }
 
-fn given_parameters(parameters: &Parameters) -> Parameters {
-    (1..)
-        .map_while(|n| parameters.get(&format!("Parameters.member.{n}.ParameterKey")).map(|key| (n, key)))
-        .map(|(n, key)| {
-            let value = parameters.get(&format!("Parameters.member.{n}.ParameterValue"));
-            (key.clone(), value.cloned().unwrap_or_default())
-        })
-        .collect()
-}
-
-/// The parameters that an update leaves as they are.
-fn kept_parameters(parameters: &Parameters) -> Vec<String> {
-    (1..)
-        .map_while(|n| parameters.get(&format!("Parameters.member.{n}.ParameterKey")).map(|key| (n, key)))
-        .filter(|(n, _)| {
-            parameters.get(&format!("Parameters.member.{n}.UsePreviousValue")).is_some_and(|kept| kept == "true")
-        })
-        .map(|(_, key)| key.clone())
-        .collect()
-}
-
-fn tags(parameters: &Parameters) -> Vec<(String, String)> {
-    (1..)
-        .map_while(|n| {
-            let key = parameters.get(&format!("Tags.member.{n}.Key"))?;
-            Some((key.clone(), parameters.get(&format!("Tags.member.{n}.Value")).cloned().unwrap_or_default()))
-        })
-        .collect()
-}
-
-fn on_failure(parameters: &Parameters) -> OnFailure {
-    let disabled = parameters.get("DisableRollback").is_some_and(|value| value == "true");
-    match parameters.get("OnFailure").map(String::as_str) {
-        Some("DO_NOTHING") => OnFailure::DoNothing,
-        Some("DELETE") => OnFailure::Delete,
-        None if disabled => OnFailure::DoNothing,
-        _ => OnFailure::Rollback,
-    }
-}
-
-/// Parameters (given or default, lists split) and pseudo parameters.
-fn values(
-    call: &Call,
-    template: &Template,
-    given: &Parameters,
-    id: &str,
-    name: &str,
-) -> Result<BTreeMap<String, Value>, AwsError> {
-    let unknown: Vec<&str> =
-        given.keys().filter(|key| !template.parameters.contains_key(*key)).map(String::as_str).collect();
-    if !unknown.is_empty() {
-        return Err(validation_error(format!("Parameters: [{}] do not exist in the template", unknown.join(", "))));
-    }
-    let mut values = BTreeMap::new();
-    let mut missing = Vec::new();
-    for (key, parameter) in &template.parameters {
-        match given.get(key).cloned().or_else(|| parameter.default.as_ref().map(text)) {
-            None => missing.push(key.as_str()),
-            Some(value) => {
-                check_value(key, parameter, &value)?;
-                let is_list = parameter.kind == "CommaDelimitedList" || parameter.kind.starts_with("List<");
-                let split = || value.split(',').map(str::trim).map(Value::from).collect();
-                let value = if is_list { split() } else { Value::from(value.clone()) };
-                values.insert(key.clone(), value);
-            }
+#[async_trait]
+impl Service for CloudFormation {
+    async fn handle(&self, call: Call) -> Answer {
+        match self.answer(&call) {
+            Ok(result) => wire::query_answer(&call, &result),
+            Err(refusal) => wire::refuse(&call, &refusal),
         }
     }
-    if !missing.is_empty() {
-        return Err(validation_error(format!("Parameters: [{}] must have values", missing.join(", "))));
-    }
-    let pseudo = [
-        ("AWS::AccountId", call.account.as_str()),
-        ("AWS::Partition", "aws"),
-        ("AWS::Region", call.region.as_str()),
-        ("AWS::StackId", id),
-        ("AWS::StackName", name),
-        ("AWS::URLSuffix", "amazonaws.com"),
-    ];
-    values.extend(pseudo.map(|(name, value)| (name.to_owned(), Value::from(value))));
-    values.insert("AWS::NotificationARNs".to_owned(), Value::Array(Vec::new()));
-    Ok(values)
-}
-
-fn check_value(key: &str, parameter: &Parameter, value: &str) -> Result<(), AwsError> {
-    if parameter.kind.starts_with("AWS::SSM::") {
-        return Err(validation_error(format!(
-            "Parameter '{key}': type {} is not supported by the local cloud",
-            parameter.kind
-        )));
-    }
-    if !parameter.allowed_values.is_empty() && !parameter.allowed_values.iter().any(|allowed| text(allowed) == value) {
-        return Err(validation_error(format!("Parameter '{key}' must be one of AllowedValues")));
-    }
-    if parameter.min_length.is_some_and(|least| value.len() < least) {
-        return Err(validation_error(format!(
-            "Parameter '{key}' must contain at least {} characters",
-            parameter.min_length.unwrap_or(0)
-        )));
-    }
-    if parameter.max_length.is_some_and(|most| value.len() > most) {
-        return Err(validation_error(format!(
-            "Parameter '{key}' must contain at most {} characters",
-            parameter.max_length.unwrap_or(0)
-        )));
-    }
-    if let Some(pattern) = &parameter.allowed_pattern
-        && !regex::Regex::new(&format!("^(?:{pattern})$")).is_ok_and(|pattern| pattern.is_match(value))
-    {
-        return Err(validation_error(format!("Parameter '{key}' must match pattern {pattern}")));
-    }
-    if parameter.kind == "Number" {
-        let number: f64 =
-            value.parse().map_err(|_| validation_error(format!("Parameter '{key}' must be a number.")))?;
-        if parameter.min_value.is_some_and(|least| number < least) {
-            return Err(validation_error(format!(
-                "Parameter '{key}' must be a number not less than {}",
-                parameter.min_value.unwrap_or(0.0)
-            )));
-        }
-        if parameter.max_value.is_some_and(|most| number > most) {
-            return Err(validation_error(format!(
-                "Parameter '{key}' must be a number not greater than {}",
-                parameter.max_value.unwrap_or(0.0)
-            )));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,159 +1,13 @@
-//! The resource types of the engine: how each is made and unmade through EC2's, IAM's and CloudWatch Logs' own APIs.
+//! How a resource is made and unmade, through EC2's, IAM's and CloudWatch Logs' own APIs.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
 use super::intrinsics::{Made, text};
+use super::kinds::Kind;
 use super::validation_error;
 use crate::gateway::call::{Aws, AwsError};
-
-/// A resource type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    Vpc,
-    Subnet,
-    InternetGateway,
-    VpcGatewayAttachment,
-    Eip,
-    NatGateway,
-    RouteTable,
-    Route,
-    SubnetRouteTableAssociation,
-    NetworkAcl,
-    NetworkAclEntry,
-    SubnetNetworkAclAssociation,
-    VpcEndpoint,
-    FlowLog,
-    LogGroup,
-    Role,
-    ManagedPolicy,
-}
-
-/// Type, its CloudFormation name, the seconds that making one takes on AWS, and the properties that are acted on.
-const KINDS: [(Kind, &str, u64, &[&str]); 17] = [
-    (
-        Kind::Vpc,
-        "AWS::EC2::VPC",
-        12,
-        &["CidrBlock", "EnableDnsHostnames", "EnableDnsSupport", "InstanceTenancy", "Tags"],
-    ),
-    (Kind::Subnet, "AWS::EC2::Subnet", 4, &["AvailabilityZone", "CidrBlock", "MapPublicIpOnLaunch", "Tags", "VpcId"]),
-    (Kind::InternetGateway, "AWS::EC2::InternetGateway", 16, &["Tags"]),
-    (Kind::VpcGatewayAttachment, "AWS::EC2::VPCGatewayAttachment", 2, &["InternetGatewayId", "VpcId"]),
-    (Kind::Eip, "AWS::EC2::EIP", 16, &["Domain", "Tags"]),
-    (Kind::NatGateway, "AWS::EC2::NatGateway", 115, &["AllocationId", "ConnectivityType", "SubnetId", "Tags"]),
-    (Kind::RouteTable, "AWS::EC2::RouteTable", 10, &["Tags", "VpcId"]),
-    (
-        Kind::Route,
-        "AWS::EC2::Route",
-        3,
-        &["DestinationCidrBlock", "DestinationIpv6CidrBlock", "GatewayId", "NatGatewayId", "RouteTableId"],
-    ),
-    (Kind::SubnetRouteTableAssociation, "AWS::EC2::SubnetRouteTableAssociation", 4, &["RouteTableId", "SubnetId"]),
-    (Kind::NetworkAcl, "AWS::EC2::NetworkAcl", 12, &["Tags", "VpcId"]),
-    (
-        Kind::NetworkAclEntry,
-        "AWS::EC2::NetworkAclEntry",
-        2,
-        &[
-            "CidrBlock",
-            "Egress",
-            "Icmp",
-            "Ipv6CidrBlock",
-            "NetworkAclId",
-            "PortRange",
-            "Protocol",
-            "RuleAction",
-            "RuleNumber",
-        ],
-    ),
-    (Kind::SubnetNetworkAclAssociation, "AWS::EC2::SubnetNetworkAclAssociation", 2, &["NetworkAclId", "SubnetId"]),
-    (
-        Kind::VpcEndpoint,
-        "AWS::EC2::VPCEndpoint",
-        20,
-        &[
-            "PolicyDocument",
-            "PrivateDnsEnabled",
-            "RouteTableIds",
-            "SecurityGroupIds",
-            "ServiceName",
-            "SubnetIds",
-            "Tags",
-            "VpcEndpointType",
-            "VpcId",
-        ],
-    ),
-    (
-        Kind::FlowLog,
-        "AWS::EC2::FlowLog",
-        4,
-        &[
-            "DeliverLogsPermissionArn",
-            "LogDestination",
-            "LogDestinationType",
-            "LogFormat",
-            "LogGroupName",
-            "MaxAggregationInterval",
-            "ResourceId",
-            "ResourceType",
-            "Tags",
-            "TrafficType",
-        ],
-    ),
-    (Kind::LogGroup, "AWS::Logs::LogGroup", 3, &["KmsKeyId", "LogGroupName", "RetentionInDays", "Tags"]),
-    (
-        Kind::Role,
-        "AWS::IAM::Role",
-        17,
-        &[
-            "AssumeRolePolicyDocument",
-            "Description",
-            "ManagedPolicyArns",
-            "MaxSessionDuration",
-            "Path",
-            "PermissionsBoundary",
-            "Policies",
-            "RoleName",
-            "Tags",
-        ],
-    ),
-    (
-        Kind::ManagedPolicy,
-        "AWS::IAM::ManagedPolicy",
-        18,
-        &["Description", "Groups", "ManagedPolicyName", "Path", "PolicyDocument", "Roles", "Users"],
-    ),
-];
-
-impl Kind {
-    /// The type of a CloudFormation name.
-    pub(super) fn of(name: &str) -> Option<Self> {
-        KINDS.iter().find(|(_, known, ..)| *known == name).map(|(kind, ..)| *kind)
-    }
-
-    /// How long making one takes on AWS, as measured by others' stack events; deleting takes as long, except that
-    /// a NAT gateway goes in a minute.
-    pub(super) fn takes(self) -> Duration {
-        KINDS
-            .iter()
-            .find(|(kind, ..)| *kind == self)
-            .map_or(Duration::ZERO, |(_, _, seconds, _)| Duration::from_secs(*seconds))
-    }
-
-    /// Refuses a property that nothing here would act on.
-    pub(super) fn check(self, properties: &Map<String, Value>) -> Result<(), AwsError> {
-        let known = KINDS.iter().find(|(kind, ..)| *kind == self).map_or(&[][..], |(.., known)| known);
-        match properties.keys().find(|name| !known.contains(&name.as_str())) {
-            None => Ok(()),
-            Some(name) => Err(validation_error(format!(
-                "Properties validation failed with message: [#: extraneous key [{name}] is not permitted, or not supported by the local cloud]"
-            ))),
-        }
-    }
-}
 
 /// One resource to make.
 pub(super) struct Order<'a> {
@@ -163,27 +17,27 @@ pub(super) struct Order<'a> {
     pub(super) logical_id: &'a str,
     /// Evaluated.
     pub(super) properties: &'a Map<String, Value>,
-    /// The stack's tags, CloudFormation's own included.
+    /// Its own, the stack's and CloudFormation's.
     pub(super) tags: &'a [(String, String)],
     /// The attributes that the template reads of it.
     pub(super) attributes_read: &'a BTreeSet<String>,
 }
 
 /// The flat parameters of a query call.
-struct Form(Vec<(String, String)>);
+pub(super) struct Form(Vec<(String, String)>);
 
 impl Form {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(Vec::new())
     }
 
-    fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+    pub(super) fn with(mut self, name: &str, value: impl Into<String>) -> Self {
         self.0.push((name.to_owned(), value.into()));
         self
     }
 
     /// The properties of these names, under their own names; absent ones stay absent.
-    fn properties(mut self, properties: &Map<String, Value>, names: &[&str]) -> Self {
+    pub(super) fn properties(mut self, properties: &Map<String, Value>, names: &[&str]) -> Self {
         for name in names {
             match properties.get(*name) {
                 None => {}
@@ -195,7 +49,7 @@ impl Form {
     }
 
     /// `<name>.1`, `<name>.2`, … of a list.
-    fn list(mut self, name: &str, values: Option<&Value>) -> Self {
+    pub(super) fn list(mut self, name: &str, values: Option<&Value>) -> Self {
         let values = values.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
         self.0.extend(values.iter().zip(1..).map(|(value, index)| (format!("{name}.{index}"), text(value))));
         self
@@ -207,7 +61,7 @@ impl Form {
         self.tags("TagSpecification.1.Tag", tags)
     }
 
-    fn tags(mut self, prefix: &str, tags: &[(String, String)]) -> Self {
+    pub(super) fn tags(mut self, prefix: &str, tags: &[(String, String)]) -> Self {
         for ((key, value), index) in tags.iter().zip(1..) {
             self.0.push((format!("{prefix}.{index}.Key"), key.clone()));
             self.0.push((format!("{prefix}.{index}.Value"), value.clone()));
@@ -215,14 +69,14 @@ impl Form {
         self
     }
 
-    async fn send(self, aws: &Aws, service: &str, action: &str) -> Result<String, AwsError> {
+    pub(super) async fn send(self, aws: &Aws, service: &str, action: &str) -> Result<String, AwsError> {
         let pairs: Vec<(&str, &str)> = self.0.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         aws.query(service, action, &pairs).await
     }
 }
 
 /// The text of the first element of a name anywhere in an answer.
-fn first(xml: &str, name: &str) -> Result<String, AwsError> {
+pub(super) fn first(xml: &str, name: &str) -> Result<String, AwsError> {
     roxmltree::Document::parse(xml)
         .ok()
         .and_then(|document| {
@@ -231,7 +85,7 @@ fn first(xml: &str, name: &str) -> Result<String, AwsError> {
         .ok_or_else(|| AwsError::new(500, "InternalFailure", format!("the answer has no {name}")))
 }
 
-fn property<'a>(properties: &'a Map<String, Value>, name: &str) -> Result<&'a str, AwsError> {
+pub(super) fn property<'a>(properties: &'a Map<String, Value>, name: &str) -> Result<&'a str, AwsError> {
     properties.get(name).and_then(Value::as_str).ok_or_else(|| {
         validation_error(format!("Properties validation failed with message: [#: required key [{name}] not found]"))
     })
@@ -240,7 +94,7 @@ fn property<'a>(properties: &'a Map<String, Value>, name: &str) -> Result<&'a st
 impl Order<'_> {
     /// Makes the resource. `made` carries its id as soon as there is one, so that what fails half way can be undone.
     pub(super) async fn create(&self, made: &mut Made) -> Result<(), AwsError> {
-        self.kind.check(self.properties)?;
+        self.kind.check(self.logical_id, self.properties)?;
         match self.kind {
             Kind::Vpc => self.create_vpc(made).await,
             Kind::Subnet => self.create_subnet(made).await,
@@ -296,7 +150,7 @@ impl Order<'_> {
         names: &[&str],
         made: &mut Made,
     ) -> Result<(), AwsError> {
-        let form = Form::new().properties(self.properties, names).tag_specification(resource_type, &self.all_tags());
+        let form = Form::new().properties(self.properties, names).tag_specification(resource_type, self.tags);
         let answer = form.send(self.aws, "ec2", action).await?;
         made.physical_id = first(&answer, id)?;
         let attribute = format!("{}{}", id[..1].to_uppercase(), &id[1..]);
@@ -337,7 +191,7 @@ impl Order<'_> {
     }
 
     async fn create_eip(&self, made: &mut Made) -> Result<(), AwsError> {
-        let form = Form::new().with("Domain", "vpc").tag_specification("elastic-ip", &self.all_tags());
+        let form = Form::new().with("Domain", "vpc").tag_specification("elastic-ip", self.tags);
         let answer = form.send(self.aws, "ec2", "AllocateAddress").await?;
         made.physical_id = first(&answer, "publicIp")?;
         made.attributes.insert("PublicIp".to_owned(), made.physical_id.clone());
@@ -357,6 +211,13 @@ impl Order<'_> {
     }
 
     async fn create_acl_entry(&self, made: &mut Made) -> Result<(), AwsError> {
+        self.acl_entry().send(self.aws, "ec2", "CreateNetworkAclEntry").await?;
+        made.physical_id = self.generated_name(255);
+        Ok(())
+    }
+
+    /// An entry as EC2 takes it, whether it is new or put in another's place.
+    pub(super) fn acl_entry(&self) -> Form {
         let names = ["NetworkAclId", "RuleNumber", "Protocol", "RuleAction", "Egress", "CidrBlock", "Ipv6CidrBlock"];
         let mut form = Form::new().properties(self.properties, &names);
         if !self.properties.contains_key("Egress") {
@@ -369,9 +230,7 @@ impl Order<'_> {
                 }
             }
         }
-        form.send(self.aws, "ec2", "CreateNetworkAclEntry").await?;
-        made.physical_id = self.generated_name(255);
-        Ok(())
+        form
     }
 
     async fn create_endpoint(&self, made: &mut Made) -> Result<(), AwsError> {
@@ -381,7 +240,7 @@ impl Order<'_> {
             .list("RouteTableId", self.properties.get("RouteTableIds"))
             .list("SubnetId", self.properties.get("SubnetIds"))
             .list("SecurityGroupId", self.properties.get("SecurityGroupIds"))
-            .tag_specification("vpc-endpoint", &self.all_tags());
+            .tag_specification("vpc-endpoint", self.tags);
         let answer = form.send(self.aws, "ec2", "CreateVpcEndpoint").await?;
         made.physical_id = first(&answer, "vpcEndpointId")?;
         made.attributes.insert("Id".to_owned(), made.physical_id.clone());
@@ -402,7 +261,7 @@ impl Order<'_> {
         let form = Form::new()
             .properties(self.properties, &names)
             .with("ResourceId.1", property(self.properties, "ResourceId")?)
-            .tag_specification("vpc-flow-log", &self.all_tags());
+            .tag_specification("vpc-flow-log", self.tags);
         let answer = form.send(self.aws, "ec2", "CreateFlowLogs").await?;
         let refused = || AwsError::new(400, "InvalidRequest", first(&answer, "message").unwrap_or_default());
         made.physical_id = flow_log_id(&answer).ok_or_else(refused)?;
@@ -412,7 +271,8 @@ impl Order<'_> {
 
     async fn create_log_group(&self, made: &mut Made) -> Result<(), AwsError> {
         let name = self.name("LogGroupName", 512);
-        let tags: Map<String, Value> = self.all_tags().into_iter().map(|(key, value)| (key, value.into())).collect();
+        let tags: Map<String, Value> =
+            self.tags.iter().map(|(key, value)| (key.clone(), value.clone().into())).collect();
         let mut body = json!({"logGroupName": name, "tags": tags});
         if let Some(key) = self.properties.get("KmsKeyId") {
             body["kmsKeyId"] = key.clone();
@@ -434,7 +294,7 @@ impl Order<'_> {
         let name = self.name("RoleName", 64);
         let names = ["AssumeRolePolicyDocument", "Description", "MaxSessionDuration", "Path", "PermissionsBoundary"];
         let form = Form::new().with("RoleName", &name).properties(self.properties, &names);
-        let answer = form.tags("Tags.member", &self.all_tags()).send(self.aws, "iam", "CreateRole").await?;
+        let answer = form.tags("Tags.member", self.tags).send(self.aws, "iam", "CreateRole").await?;
         made.physical_id.clone_from(&name);
         made.attributes.insert("Arn".to_owned(), first(&answer, "Arn")?);
         made.attributes.insert("RoleId".to_owned(), first(&answer, "RoleId")?);
@@ -466,18 +326,6 @@ impl Order<'_> {
         Ok(())
     }
 
-    /// The stack's tags under the resource's own, which win.
-    fn all_tags(&self) -> Vec<(String, String)> {
-        let own = self.properties.get("Tags").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        let own: Vec<(String, String)> =
-            own.iter().filter_map(|tag| Some((text(tag.get("Key")?), text(tag.get("Value")?)))).collect();
-        let mut tags: Vec<(String, String)> =
-            self.tags.iter().filter(|(key, _)| !own.iter().any(|(other, _)| other == key)).cloned().collect();
-        tags.extend(own);
-        tags.push(("aws:cloudformation:logical-id".to_owned(), self.logical_id.to_owned()));
-        tags
-    }
-
     fn name(&self, given: &str, longest: usize) -> String {
         self.properties.get(given).map_or_else(|| self.generated_name(longest), text)
     }
@@ -491,7 +339,7 @@ impl Order<'_> {
     }
 }
 
-const ATTACHMENTS: [(&str, &str, &str); 3] =
+pub(super) const ATTACHMENTS: [(&str, &str, &str); 3] =
     [("Roles", "RolePolicy", "RoleName"), ("Users", "UserPolicy", "UserName"), ("Groups", "GroupPolicy", "GroupName")];
 
 /// Unmakes a resource; one that is gone already is no error.
@@ -507,7 +355,7 @@ pub(super) async fn delete(
     }
 }
 
-fn is_absent(code: &str) -> bool {
+pub(super) fn is_absent(code: &str) -> bool {
     code.ends_with(".NotFound")
         || code.ends_with("NotFound")
         || matches!(code, "NoSuchEntity" | "ResourceNotFoundException" | "Gateway.NotAttached")
@@ -628,7 +476,7 @@ fn flow_log_id(xml: &str) -> Option<String> {
     set.children().find(roxmltree::Node::is_element)?.text().map(str::to_owned)
 }
 
-fn all(xml: &str, name: &str) -> Vec<String> {
+pub(super) fn all(xml: &str, name: &str) -> Vec<String> {
     let Ok(document) = roxmltree::Document::parse(xml) else { return Vec::new() };
     document
         .descendants()
@@ -647,7 +495,7 @@ fn all_children(xml: &str, list: &str) -> Vec<String> {
         .collect()
 }
 
-fn strings(list: Option<&Value>) -> Vec<String> {
+pub(super) fn strings(list: Option<&Value>) -> Vec<String> {
     list.and_then(Value::as_array).map_or(&[][..], Vec::as_slice).iter().map(text).collect()
 }
 
@@ -670,12 +518,5 @@ mod tests {
             all_children("<r><PolicyNames><member>a</member> <member>b</member></PolicyNames></r>", "PolicyNames"),
             ["a", "b"]
         );
-    }
-
-    #[test]
-    fn a_property_that_nothing_acts_on_is_refused() {
-        let properties = json!({"CidrBlock": "10.0.0.0/16", "Ipv4IpamPoolId": "x"});
-        let refusal = Kind::Vpc.check(properties.as_object().unwrap()).unwrap_err();
-        assert!(refusal.message.contains("extraneous key [Ipv4IpamPoolId]"), "{refusal}");
     }
 }

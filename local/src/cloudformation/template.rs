@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use serde_saphyr::Tagged;
 
-use super::resource::Kind;
+use super::kinds::Kind;
 use super::validation_error;
 use crate::gateway::call::AwsError;
 
@@ -68,9 +68,11 @@ pub(super) struct Resource {
     pub(super) depends_on: Value,
     #[serde(default)]
     pub(super) deletion_policy: Option<String>,
+    #[serde(default)]
+    pub(super) update_replace_policy: Option<String>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Output {
     pub(super) value: Value,
