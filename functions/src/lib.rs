@@ -15,6 +15,7 @@
 pub mod aws;
 pub mod cluster;
 pub mod context;
+mod identity;
 pub mod ownership;
 pub mod runtime;
 pub mod state;

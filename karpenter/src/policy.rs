@@ -88,6 +88,18 @@ pub fn web_identity_trust(provider_arn: &str, issuer: &str, namespace: &str) -> 
     }]))
 }
 
+/// The trust document of a controller's role with EKS Pod Identity: the agent alone, which an association binds to one
+/// service account of one cluster.
+#[must_use]
+pub fn pod_identity_trust() -> Value {
+    document(&json!([{
+        "Sid": "AllowPodIdentityAgent",
+        "Effect": "Allow",
+        "Principal": { "Service": crate::identity::POD_IDENTITY_SERVICE },
+        "Action": crate::identity::POD_IDENTITY_ACTIONS,
+    }]))
+}
+
 /// The interruption queue's policy: EventBridge and SQS itself may send; nobody may speak to it in the clear.
 #[must_use]
 pub fn queue_policy(queue_arn: &str) -> Value {

@@ -1,6 +1,7 @@
 //! The values that Karpenter's chart gets from us, and Helm's rule for laying values over each other.
 
 use serde_json::{Map, Value, json};
+use slipway_statemachine::spec::Identity;
 
 /// The release's name, and with it the name of the deployment.
 pub const RELEASE: &str = "karpenter";
@@ -12,8 +13,10 @@ pub struct Settings<'a> {
     pub cluster: &'a str,
     /// The interruption queue's name, not its URL.
     pub queue: &'a str,
-    /// The controller's role, if its service account names it (IRSA); none with EKS Pod Identity.
-    pub controller_role_arn: Option<&'a str>,
+    /// How the controller proves who it is.
+    pub identity: Identity,
+    /// The controller's role.
+    pub controller_role_arn: &'a str,
 }
 
 /// Our values with the user's laid over them.
@@ -29,10 +32,17 @@ pub fn values(settings: &Settings<'_>, user: &Map<String, Value>) -> Map<String,
         }),
     );
     let mut account = json!({ "create": true, "name": crate::policy::SERVICE_ACCOUNT });
-    if let Some(role) = settings.controller_role_arn {
-        account["annotations"] = json!({ ROLE_ANNOTATION: role });
+    if settings.identity == Identity::Irsa {
+        account["annotations"] = json!({ ROLE_ANNOTATION: settings.controller_role_arn });
     }
     values.insert("serviceAccount".to_owned(), account);
+    // EKS gives a pod its identity when it is made and never after, so another identity must make other pods: one at a
+    // time, as the deployment rolls.
+    let identity = match settings.identity {
+        Identity::Irsa => "irsa",
+        Identity::PodIdentity => "podIdentity",
+    };
+    values.insert("podAnnotations".to_owned(), json!({ IDENTITY_ANNOTATION: identity }));
     values.insert("replicas".to_owned(), json!(2));
     values.insert("logLevel".to_owned(), json!("info"));
     // Karpenter makes the nodes that CoreDNS may wait for, so it must not itself wait for CoreDNS.
@@ -51,6 +61,9 @@ pub fn values(settings: &Settings<'_>, user: &Map<String, Value>) -> Map<String,
 
 /// The annotation by which a service account names its IAM role.
 pub const ROLE_ANNOTATION: &str = "eks.amazonaws.com/role-arn";
+
+/// The annotation by which a pod of the controller says how it proves who it is.
+pub const IDENTITY_ANNOTATION: &str = "slipway/identity";
 
 /// Helm's merge: maps are merged key by key, anything else is replaced, and null takes a key away.
 pub fn overlay(base: &mut Map<String, Value>, over: &Map<String, Value>) {
@@ -77,9 +90,19 @@ mod tests {
         value.as_object().unwrap().clone()
     }
 
+    fn settings(identity: Identity) -> Settings<'static> {
+        Settings { cluster: "demo", queue: "slipway-eks-demo", identity, controller_role_arn: "arn:role" }
+    }
+
+    #[test]
+    fn another_identity_makes_other_pods() {
+        let pods = |identity| values(&settings(identity), &Map::new())["podAnnotations"].clone();
+        assert_ne!(pods(Identity::Irsa), pods(Identity::PodIdentity));
+    }
+
     #[test]
     fn the_users_values_win_and_leave_the_rest() {
-        let settings = Settings { cluster: "demo", queue: "slipway-eks-demo", controller_role_arn: Some("arn:role") };
+        let settings = settings(Identity::Irsa);
         let user = map(&json!({ "replicas": 3, "settings": { "batchIdleDuration": "2s" }, "dnsPolicy": null }));
         let values = values(&settings, &user);
         assert_eq!(values["replicas"], 3);
@@ -96,7 +119,7 @@ mod tests {
 
     #[test]
     fn pod_identity_needs_no_annotation() {
-        let settings = Settings { cluster: "demo", queue: "q", controller_role_arn: None };
+        let settings = settings(Identity::PodIdentity);
         assert_eq!(values(&settings, &Map::new())["serviceAccount"], json!({ "create": true, "name": "karpenter" }));
     }
 

@@ -33,7 +33,8 @@ fn chart() -> Chart {
 const SETTINGS: Settings<'static> = Settings {
     cluster: "demo",
     queue: "slipway-eks-demo",
-    controller_role_arn: Some("arn:aws:iam::111122223333:role/slipway-eks-demo-eu-west-1-controller"),
+    identity: slipway_statemachine::spec::Identity::Irsa,
+    controller_role_arn: "arn:aws:iam::111122223333:role/slipway-eks-demo-eu-west-1-controller",
 };
 
 fn manifests_on(user: &Value, kubernetes: &str, served: &[&str]) -> Result<Vec<Value>, Error> {
@@ -157,7 +158,7 @@ fn the_controller_is_told_its_cluster_and_queue() {
 #[test]
 fn the_service_account_names_its_role() {
     let account = one(&manifests(&json!({})), "ServiceAccount", "karpenter");
-    assert_eq!(account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"], SETTINGS.controller_role_arn.unwrap());
+    assert_eq!(account["metadata"]["annotations"]["eks.amazonaws.com/role-arn"], SETTINGS.controller_role_arn);
 }
 
 #[test]

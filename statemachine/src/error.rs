@@ -57,6 +57,34 @@ error_names! {
     KubernetesRefused => "Read the API server's message in the cause.",
     /// STS does not accept the controller's identity, for good.
     IdentityRefused => "Compare the role's trust policy and the IAM OIDC provider with what the cause names.",
+    /// IAM has no OIDC provider of the cluster's issuer, so STS can believe no service account of it.
+    OidcProviderMissing => "Start again: the run makes the provider; find out who deleted it.",
+    /// Karpenter's pods run without the identity that was meant for them, and pods made anew would, too.
+    IdentityNotInjected => "Give the service account the annotation or association that the cause names; karpenter.values may have taken it away.",
+    /// AWS does not believe the controller's identity although all is as it should be, longer than propagation takes.
+    IdentityNotBelieved => "Start again in some minutes; if it persists, look for an organisation's policy that denies the controller's role.",
+    /// Karpenter's pods do not reach STS, or the Pod Identity agent.
+    StsUnreachable => "Check the nodes' route to STS: NAT, endpoint and its security group, network policies, DNS (dnsPolicy: Default).",
+    /// AWS denies Karpenter's controller an action; the cause names it.
+    ControllerDenied => "Look for a permissions boundary or an organisation's policy that denies the action to the controller's role.",
+    /// The interruption queue that Karpenter was told of does not exist.
+    InterruptionQueueMissing => "Correct karpenter.values.settings.interruptionQueue, or take it out; start again: the run makes the queue.",
+    /// The image of Karpenter's controller cannot be pulled.
+    ImagePullFailed => "Correct the image in karpenter.values, or let the nodes reach its registry.",
+    /// No node takes a pod of Karpenter; the cause says why.
+    KarpenterUnschedulable => "Give core two nodes in two zones without taints; compare karpenter.values with the scheduler's words in the cause.",
+    /// The API server does not serve a resource that Karpenter watches.
+    CrdNotServed => "Start again: the run applies the CRDs; find out who deleted them, and see that chart and controller are of one version.",
+    /// An admission webhook or policy refuses Karpenter's pods.
+    AdmissionRefused => "Exempt Karpenter's namespace from the webhook or policy that the cause names.",
+    /// A ResourceQuota or LimitRange of the namespace refuses Karpenter's pods.
+    PodQuotaExceeded => "Raise or remove the quota or limit range that the cause names, or lower the controller's resources in karpenter.values.",
+    /// Zonal shift is switched on in Karpenter for a cluster that is not registered for it.
+    ZonalShiftNotRegistered => "Set zonalShift in the spec, or take enableZonalShift out of karpenter.values.",
+    /// Karpenter does not find its cluster, or does not reach its API server.
+    ClusterEndpointWrong => "Take clusterName and clusterEndpoint out of karpenter.values; check the way from the nodes to the API server.",
+    /// Karpenter may not hold its leader election lease.
+    LeaderElectionDenied => "Start again: the run applies the chart's roles; find out who changed them.",
     /// The chart or its version does not exist, or cannot be fetched.
     ChartNotFound => "Correct karpenter.chart or karpenter.version in the spec.",
     /// The chart was fetched but does not render.

@@ -13,5 +13,5 @@ pub mod validate;
 pub use error::{ErrorName, StepError};
 pub use finding::{Finding, Kind};
 pub use spec::ClusterSpec;
-pub use step::{ClusterEndpoint, ClusterKey, Progress, Run, Step};
+pub use step::{ClusterEndpoint, ClusterKey, Done, Progress, Run, Step, Waiting};
 pub use validate::Violation;

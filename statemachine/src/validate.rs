@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::spec::{
-    AccessSpec, AddonSpec, ClusterSpec, CoreSpec, Identity, KarpenterSpec, NetworkCreate, NetworkExisting, NetworkSpec,
+    AccessSpec, AddonSpec, ClusterSpec, CoreSpec, KarpenterSpec, NetworkCreate, NetworkExisting, NetworkSpec,
     NodePoolSpec,
 };
 use crate::{ErrorName, StepError};
@@ -304,9 +304,6 @@ impl Findings {
         self.must(is_dns_label(namespace), "$.karpenter.namespace", namespace, "must be a DNS label");
         let heals = karpenter.max_heals;
         self.must(heals <= 20, "$.karpenter.maxHeals", heals, "must be at most 20");
-        if karpenter.identity == Identity::PodIdentity {
-            self.later("$.karpenter.identity", Identity::PodIdentity, "use irsa");
-        }
     }
 
     fn node_pools(&mut self, pools: &[NodePoolSpec]) {

@@ -179,7 +179,6 @@ fn what_is_not_acted_on_yet_is_refused_by_its_own_name() {
         ("/drift", json!("repair"), "$.drift"),
         ("/adopt", json!(false), "$.adopt"),
         ("/mode", json!("plan"), "$.mode"),
-        ("/karpenter/identity", json!("podIdentity"), "$.karpenter.identity"),
         ("/access/endpoint", json!({ "public": false }), "$.access.endpoint.public"),
         (
             "/addons",

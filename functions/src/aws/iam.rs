@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use aws_sdk_iam::types::Tag;
 use serde_json::Value;
-use slipway_statemachine::{ClusterKey, ErrorName, Run, StepError, names};
+use slipway_statemachine::{ClusterKey, ErrorName, Run, StepError};
 
 use super::{
     documents::{document, same_document},
@@ -113,6 +113,31 @@ pub async fn role(cx: &Context, name: &str) -> Result<Option<FoundRole>, StepErr
         policies,
         tags: tags_of(role.tags.as_deref().unwrap_or_default()),
     }))
+}
+
+/// Who may assume the role of a name; none when there is no such role.
+///
+/// # Errors
+/// What IAM refused.
+pub async fn trust(cx: &Context, name: &str) -> Result<Option<Value>, StepError> {
+    match cx.aws.iam().get_role().role_name(name).send().await {
+        Ok(answer) => Ok(answer.role.and_then(|role| role.assume_role_policy_document).map(|text| document(&text))),
+        Err(error) if code(&error) == Some("NoSuchEntity") => Ok(None),
+        Err(error) => Err(refused("iam:GetRole", &error)),
+    }
+}
+
+/// The ARN of a role of ours.
+#[must_use]
+pub fn role_arn(cluster: &ClusterKey, name: &str) -> String {
+    format!("arn:{}:iam::{}:role/{name}", partition(&cluster.region), cluster.account)
+}
+
+/// The ARN of the IAM OIDC provider of a cluster's issuer.
+#[must_use]
+pub fn oidc_provider_arn(cluster: &ClusterKey, issuer: &str) -> String {
+    let path = issuer.trim_start_matches("https://");
+    format!("arn:{}:iam::{}:oidc-provider/{path}", partition(&cluster.region), cluster.account)
 }
 
 /// Makes a role what it should be, and answers its ARN.
@@ -258,6 +283,7 @@ pub async fn ensure_service_linked_role(cx: &Context, service: &str, name: &str)
 #[allow(clippy::unwrap_used)]
 mod tests {
     use serde_json::json;
+    use slipway_statemachine::names;
 
     use super::*;
 

@@ -3,6 +3,7 @@
 pub mod documents;
 pub mod error;
 pub mod iam;
+pub mod pod_identity;
 pub mod tags;
 
 use std::{sync::OnceLock, time::Duration};

@@ -198,19 +198,17 @@ impl Cluster {
         }
     }
 
-    /// The last lines of a pod's container, of the run before this one if it was restarted; empty if there are none.
-    pub async fn last_lines(&self, namespace: &str, pod: &str) -> String {
+    /// The end of a log of a pod's container, at most 64 KiB; empty if there is none. `previous` is the log of the life
+    /// before this one, `since` leaves out what is older than so many seconds.
+    pub async fn log(&self, namespace: &str, pod: &str, previous: bool, since: Option<i64>) -> String {
+        const LINES: i64 = 400;
+        const BYTES: usize = 64 * 1024;
         let api: Api<k8s_openapi::api::core::v1::Pod> = Api::namespaced(self.client(), namespace);
-        for previous in [true, false] {
-            let wanted = LogParams { previous, tail_lines: Some(20), ..LogParams::default() };
-            // A log helps to explain a failure; failing to read it must not become one.
-            if let Ok(lines) = api.logs(pod, &wanted).await
-                && !lines.trim().is_empty()
-            {
-                return lines;
-            }
-        }
-        String::new()
+        let wanted = LogParams { previous, tail_lines: Some(LINES), since_seconds: since, ..LogParams::default() };
+        // A log helps to explain a failure; failing to read it must not become one.
+        let log = api.logs(pod, &wanted).await.unwrap_or_default();
+        let from = (log.len().saturating_sub(BYTES)..log.len()).find(|at| log.is_char_boundary(*at));
+        from.map_or_else(String::new, |from| log[from..].to_owned())
     }
 
     /// A token of a service account for one audience.

@@ -36,7 +36,8 @@ pub(crate) fn anonymous_sts(region: &str) -> aws_sdk_sts::Client {
     anonymous(&sts_endpoint(region), region)
 }
 
-fn anonymous(endpoint: &str, region: &str) -> aws_sdk_sts::Client {
+/// The same at another place.
+pub(crate) fn anonymous(endpoint: &str, region: &str) -> aws_sdk_sts::Client {
     let config = aws_sdk_sts::Config::builder()
         .behavior_version(BehaviorVersion::latest())
         .region(Region::new(region.to_owned()))

@@ -8,7 +8,7 @@ use serde_json::Value;
 use slipway_karpenter::chart::Chart;
 use slipway_karpenter::render::{RELEASE_LABEL, Rendered, Target, render};
 use slipway_karpenter::values::{RELEASE, Settings, values};
-use slipway_statemachine::spec::{Identity, KarpenterSpec};
+use slipway_statemachine::spec::KarpenterSpec;
 use slipway_statemachine::{ClusterEndpoint, ClusterKey, ErrorName, Run, Step, StepError};
 
 use crate::{
@@ -88,7 +88,8 @@ fn decide(input: &Input, chart: &Chart, api_versions: &BTreeSet<String>) -> Resu
     let settings = Settings {
         cluster: &input.cluster.name,
         queue: &input.queue_name,
-        controller_role_arn: (karpenter.identity == Identity::Irsa).then_some(&input.controller_role_arn),
+        identity: karpenter.identity,
+        controller_role_arn: &input.controller_role_arn,
     };
     let target = Target { release: RELEASE, namespace: &karpenter.namespace, kubernetes: &input.version, api_versions };
     render(chart, &target, &values(&settings, &karpenter.values))

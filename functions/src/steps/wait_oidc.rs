@@ -11,7 +11,7 @@ use crate::{
     Context,
     aws::{
         error::{During as _, code, refused},
-        partition,
+        iam::oidc_provider_arn,
         tags::missing,
     },
     cluster::reach,
@@ -88,12 +88,6 @@ fn decide(tags: &BTreeMap<String, String>, found: Option<&Found>) -> Vec<Change>
     changes
 }
 
-/// IAM's ARN of the provider of an issuer.
-fn provider_arn(cluster: &ClusterKey, issuer: &str) -> String {
-    let path = issuer.trim_start_matches("https://");
-    format!("arn:{}:iam::{}:oidc-provider/{path}", partition(&cluster.region), cluster.account)
-}
-
 /// Looks whether the endpoint and the issuer answer; when they do, sees to the provider.
 ///
 /// # Errors
@@ -105,7 +99,7 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
     if let Err(reason) = reach::issuer(&input.issuer).await {
         return Ok(Progress::wait(POLL_SECONDS, format!("the issuer is not served yet: {reason}")));
     }
-    let arn = provider_arn(&input.cluster, &input.issuer);
+    let arn = oidc_provider_arn(&input.cluster, &input.issuer);
     let tags = names::tags(&input.cluster, &input.tags);
     let changes = decide(&tags, observe(cx, &arn).await?.as_ref());
     if !changes.is_empty() {
@@ -195,9 +189,9 @@ mod tests {
     fn a_provider_is_named_after_its_issuer() {
         let issuer = "https://oidc.eks.eu-west-1.amazonaws.com/id/ABC";
         assert_eq!(
-            provider_arn(&cluster("eu-west-1"), issuer),
+            oidc_provider_arn(&cluster("eu-west-1"), issuer),
             "arn:aws:iam::111122223333:oidc-provider/oidc.eks.eu-west-1.amazonaws.com/id/ABC"
         );
-        assert!(provider_arn(&cluster("cn-north-1"), issuer).starts_with("arn:aws-cn:iam::"));
+        assert!(oidc_provider_arn(&cluster("cn-north-1"), issuer).starts_with("arn:aws-cn:iam::"));
     }
 }

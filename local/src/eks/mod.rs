@@ -195,6 +195,7 @@ impl Eks {
             "DisassociateAccessPolicy" => self.disassociate_access_policy(&request),
             "ListAccessPolicies" => access::list_access_policies(&request),
             "CreatePodIdentityAssociation" => self.create_pod_identity_association(&request).await,
+            "UpdatePodIdentityAssociation" => self.update_pod_identity_association(&request).await,
             "DescribePodIdentityAssociation" => self.describe_pod_identity_association(&request),
             "ListPodIdentityAssociations" => self.list_pod_identity_associations(&request),
             "DeletePodIdentityAssociation" => self.delete_pod_identity_association(&request),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::state::Association;
+use super::state::{Association, ClusterId};
 use super::{AwsError, Eks, Request, again, in_use, invalid, not_found, now, uuid};
 
 impl Eks {
@@ -13,13 +13,7 @@ impl Eks {
         self.state().cluster(&id)?;
         let (namespace, account) = (request.text("namespace"), request.text("serviceAccount"));
         let role_arn = request.text("roleArn");
-        let role = self.role(&id, role_arn).await?;
-        let role = role.ok_or_else(|| invalid("Role provided in the request does not exist."))?;
-        if !role.trusts("pods.eks.amazonaws.com") {
-            let message = "Trust policy of the role provided is invalid. Follow the official documentation to resolve \
-                           the issue.";
-            return Err(invalid(message));
-        }
+        self.lets_pods_in(&id, role_arn).await?;
         let mut state = self.state();
         let cluster = state.cluster(&id)?;
         let same = |association: &&Association| {
@@ -46,6 +40,35 @@ impl Eks {
         let association = Association { view: view.clone(), request: request.input.clone() };
         cluster.associations.insert(association_id, association);
         Ok(json!({"association": view}))
+    }
+
+    /// Leads an association to another role. Running pods keep the credentials that they have.
+    pub(super) async fn update_pod_identity_association(&self, request: &Request) -> Result<Value, AwsError> {
+        let id = request.cluster();
+        let role_arn = request.input.get("roleArn").and_then(Value::as_str);
+        if let Some(role_arn) = role_arn {
+            self.lets_pods_in(&id, role_arn).await?;
+        }
+        let mut state = self.state();
+        let associations = &mut state.cluster(&id)?.associations;
+        let association = associations.get_mut(request.text("associationId")).ok_or_else(|| absent(request))?;
+        if let Some(role_arn) = role_arn {
+            association.view["roleArn"] = json!(role_arn);
+        }
+        association.view["modifiedAt"] = json!(now());
+        Ok(json!({"association": association.view}))
+    }
+
+    /// EKS looks at the role before it takes an association.
+    async fn lets_pods_in(&self, id: &ClusterId, role_arn: &str) -> Result<(), AwsError> {
+        let role = self.role(id, role_arn).await?;
+        let role = role.ok_or_else(|| invalid("Role provided in the request does not exist."))?;
+        if role.trusts("pods.eks.amazonaws.com") {
+            return Ok(());
+        }
+        let message =
+            "Trust policy of the role provided is invalid. Follow the official documentation to resolve the issue.";
+        Err(invalid(message))
     }
 
     pub(super) fn describe_pod_identity_association(&self, request: &Request) -> Result<Value, AwsError> {

@@ -50,7 +50,9 @@ fn run(
 }
 
 fn waiting(seconds: u64) -> Value {
-    json!({ "done": false, "retryAfterSeconds": seconds, "detail": "not yet" })
+    json!({
+        "done": false, "retryAfterSeconds": seconds, "detail": "not yet", "confirmed": { "times": 0, "overSeconds": 0 },
+    })
 }
 
 fn waits(step: &str) -> bool {
@@ -88,8 +90,7 @@ fn every_payload_and_every_answer_fits_its_schema() {
     let (simulated, calls) = run(&machine(), 7, move |step, payload, _| {
         let mut answer = samples::answer(step, payload);
         if step == "check-karpenter" && std::mem::take(&mut unhealthy) {
-            let pods = json!([{ "name": "karpenter-0", "uid": "1", "reason": "exit 1" }]);
-            answer = json!({ "health": "Failed", "retryAfterSeconds": 5, "detail": "x", "failingPods": pods });
+            answer = samples::race("x");
         }
         let (input, output) = &schemas[step];
         for (what, schema, value) in [("input", input, payload), ("output", output, &answer)] {
@@ -113,8 +114,8 @@ fn a_step_that_is_never_done_ends_in_a_named_failure() {
             if name != step {
                 return Ok(samples::answer(name, payload));
             }
-            let stuck =
-                json!({ "health": "Progressing", "retryAfterSeconds": 30, "detail": "not yet", "failingPods": [] });
+            let mut stuck = samples::race("not yet");
+            (stuck["health"], stuck["retryAfterSeconds"]) = (json!("Progressing"), json!(30));
             Ok(if step == "check-karpenter" { stuck } else { waiting(30) })
         });
         let failed = simulated.result.unwrap_err();
@@ -175,15 +176,57 @@ fn a_run_that_was_not_opened_fails_with_its_own_error_and_is_not_closed() {
 #[test]
 fn karpenter_is_healed_no_more_often_than_the_spec_allows() {
     let (simulated, calls) = run(&machine(), 5, |step, payload, _| {
-        let pods = json!([{ "name": "karpenter-0", "uid": "1", "reason": "exit 1" }]);
-        let failing =
-            json!({ "health": "Failed", "retryAfterSeconds": 5, "detail": "exit 1, 403", "failingPods": pods });
+        let failing = samples::race("exit 1, 403");
         Ok(if step == "check-karpenter" { failing } else { samples::answer(step, payload) })
     });
     let failed = simulated.result.unwrap_err();
-    assert_eq!(failed.error, "KarpenterNotReady");
-    assert!(failed.cause.contains("5 of 5 heals: exit 1, 403"), "{}", failed.cause);
+    assert_eq!(failed.error, "IdentityNotBelieved");
+    assert!(failed.cause.contains("5 of 5 heals. exit 1, 403"), "{}", failed.cause);
     assert_eq!(calls.iter().filter(|(step, ..)| step == "heal-karpenter").count(), 5);
+}
+
+/// A heal is worth another look only when its pods had time to start: the waits grow.
+#[test]
+fn a_heal_is_followed_by_the_wait_that_it_asks_for() {
+    let healed = Arc::new(Mutex::new(0));
+    let (simulated, calls) = run(&machine(), 5, move |step, payload, _| {
+        let mut healed = healed.lock().unwrap();
+        let mut answer = samples::answer(step, payload);
+        if step == "heal-karpenter" {
+            *healed += 1;
+            answer["retryAfterSeconds"] = json!(100);
+        }
+        Ok(if step == "check-karpenter" && *healed < 2 { samples::race("x") } else { answer })
+    });
+    assert_eq!(simulated.result.unwrap()["karpenter"]["heals"], 2);
+    let waited =
+        calls.iter().rfind(|(step, ..)| step == "check-karpenter").map(|(_, payload, _)| payload["waited"].clone());
+    assert_eq!(waited, Some(json!(200)));
+}
+
+#[test]
+fn an_identity_that_replaces_another_is_released_before_pods_are_made_and_settled_after() {
+    for (old, phases) in [("podIdentity", vec!["bind", "release", "settle"]), ("irsa", vec!["bind", "settle"])] {
+        let (simulated, calls) = run(&machine(), 5, move |step, payload, _| {
+            let mut answer = samples::answer(step, payload);
+            if step == "bind-identity" {
+                answer["replaces"] = json!(old);
+            }
+            Ok(answer)
+        });
+        simulated.result.unwrap();
+        let order: Vec<_> = calls.iter().map(|(step, payload, _)| (step.as_str(), payload["phase"].as_str())).collect();
+        let bound: Vec<_> =
+            order.iter().filter(|(step, _)| *step == "bind-identity").filter_map(|(_, phase)| *phase).collect();
+        assert_eq!(bound, phases);
+        let at = |step: &str, phase: Option<&str>| order.iter().position(|call| *call == (step, phase)).unwrap();
+        let installed = at("install-karpenter", None);
+        if old == "podIdentity" {
+            assert!(at("probe-identity", None) < at("bind-identity", Some("release")));
+            assert!(at("bind-identity", Some("release")) < installed);
+        }
+        assert!(at("check-karpenter", None) < at("bind-identity", Some("settle")));
+    }
 }
 
 /// Whatever happens, a run ends by itself, under a name, and closed if it was opened.
@@ -229,9 +272,9 @@ fn troubled(machine: &Arc<StateMachine>, seed: u64) -> String {
             return Ok(waiting(1 + bits as u64));
         }
         if dice < 0.5 && step == "check-karpenter" {
-            let health = ["Progressing", "Failed"][bits % 2];
-            let pods = json!([{ "name": "karpenter-0", "uid": "1", "reason": "exit 1" }]);
-            return Ok(json!({ "health": health, "retryAfterSeconds": 5, "detail": "x", "failingPods": pods }));
+            let mut answer = samples::race("x");
+            answer["health"] = json!(["Progressing", "Healable"][bits % 2]);
+            return Ok(answer);
         }
         Ok(samples::answer(step, payload))
     });
