@@ -8,7 +8,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)/debug
 SPEED ?= 60
 SPEC ?= examples/innovate-dev.json
 
-# Warnings are errors where everything is checked; not while you type.
+# Warnings are errors here, not while you type. The same everywhere, since another value compiles the workspace again.
 STRICT := CLIPPY_ARGS='-Dwarnings__CLIPPY_HACKERY__'
 
 .PHONY: help demo test cloud stop setup build schemas deny fmt
@@ -34,7 +34,7 @@ setup: ## Tools from the registries into the cache folder
 	@python3 local/setup.py
 
 build:
-	@cargo build --locked --workspace --bins
+	@$(STRICT) cargo build --locked --workspace --bins
 
 schemas: ## Generated files
 	cargo run --locked --package slipway-tests --bin schemas

@@ -4,6 +4,7 @@
 pub mod error;
 pub mod finding;
 pub mod names;
+pub mod plan;
 pub mod prices;
 pub mod spec;
 pub mod step;

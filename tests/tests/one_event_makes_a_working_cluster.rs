@@ -98,23 +98,23 @@ fn no_function_did_what_its_role_would_not_allow(deployed: &Deployed) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_chart_that_does_not_exist_fails_by_name_and_frees_the_cluster() {
-    let deployed = Deployed::start(Kubernetes::Real).await.unwrap();
+    let deployed = Deployed::start(Kubernetes::None).await.unwrap();
     let listener = Listener::start(&deployed.config).await.unwrap();
     let mut spec = spec();
     spec["name"] = json!("no-chart");
     spec["karpenter"]["version"] = json!("1.14.99");
 
     let ended = deployed.provision(&spec).await.unwrap();
-    assert_eq!((ended.status.as_str(), ended.error.as_str()), ("FAILED", "ChartNotFound"), "{}", ended.cause);
+    assert_eq!((ended.status.as_str(), ended.error.as_str()), ("FAILED", "PreflightFailed"), "{}", ended.cause);
     assert!(ended.cause.contains("1.14.99") && ended.cause.contains("karpenter.version"), "{}", ended.cause);
     assert!(ended.cause.contains("start the machine again"), "{}", ended.cause);
     let failed = listener.next("Cluster Failed").await.unwrap();
-    assert_eq!(failed["detail"]["error"], "ChartNotFound", "{failed}");
+    assert_eq!(failed["detail"]["error"], "PreflightFailed", "{failed}");
 
     let rows = deployed.rows("no-chart").await.unwrap();
     let (_, lease) = rows.iter().find(|(sk, _)| sk == "LEASE").unwrap();
     assert!(lease.get("execution").is_none_or(Value::is_null), "the lease is released: {lease}");
     let (_, run) = rows.iter().find(|(sk, _)| sk.starts_with("RUN#") && !sk.contains("#STEP#")).unwrap();
-    assert_eq!((&run["outcome"], &run["error"]), (&json!("Failed"), &json!("ChartNotFound")), "{run}");
+    assert_eq!((&run["outcome"], &run["error"]), (&json!("Failed"), &json!("PreflightFailed")), "{run}");
     deployed.cloud.stop().await;
 }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use aws_sdk_iam::types::Tag;
 use serde_json::Value;
-use slipway_statemachine::{ClusterKey, ErrorName, Run, StepError};
+use slipway_statemachine::{ClusterKey, ErrorName, Run, StepError, plan::Planned};
 
 use super::{
     documents::{document, same_document},
     error::{During as _, code, refused},
     partition,
-    tags::{missing, ours},
+    tags::{self, missing, ours},
 };
 use crate::Context;
 
@@ -77,6 +77,29 @@ pub fn decide(cluster: &ClusterKey, wanted: &Role, found: Option<&FoundRole>) ->
     }
     changes.extend(attach(&found.policies));
     Ok(changes)
+}
+
+/// What would become of a role.
+///
+/// # Errors
+/// `NotOurs`, or what IAM refused.
+pub async fn plan_role(cx: &Context, cluster: &ClusterKey, wanted: &Role) -> Result<Planned, StepError> {
+    let found = role(cx, &wanted.name).await?;
+    let changes = decide(cluster, wanted, found.as_ref())?;
+    let told: Vec<String> = changes.iter().map(RoleChange::told).collect();
+    Ok(Planned::of("IAM role", &wanted.name, found.map(|_| told.as_slice())))
+}
+
+impl RoleChange {
+    /// In a few words.
+    fn told(&self) -> String {
+        match self {
+            Self::Create => "it is not there".to_owned(),
+            Self::Trust => "its trust policy differs".to_owned(),
+            Self::Tags(tags) => tags::told(tags),
+            Self::Attach(policy) => format!("it lacks {policy}"),
+        }
+    }
 }
 
 fn tags_of(tags: &[Tag]) -> BTreeMap<String, String> {
@@ -192,6 +215,96 @@ pub async fn ensure_role(cx: &Context, run: &Run, cluster: &ClusterKey, wanted: 
     Ok(arn)
 }
 
+/// A customer managed policy as it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FoundPolicy {
+    /// What the version in force says.
+    pub says: Value,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// One change to a policy.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PolicyChange {
+    /// It isn't there.
+    Create,
+    /// It says something else.
+    Document,
+    /// These tags are missing or differ.
+    Tags(BTreeMap<String, String>),
+}
+
+/// What it takes to make a policy say `wanted`.
+///
+/// # Errors
+/// `NotOurs` when a policy of that name is there without our tag.
+pub fn decide_policy(
+    cluster: &ClusterKey,
+    arn: &str,
+    wanted: &Value,
+    tags: &BTreeMap<String, String>,
+    found: Option<&FoundPolicy>,
+) -> Result<Vec<PolicyChange>, StepError> {
+    let Some(found) = found else { return Ok(vec![PolicyChange::Create]) };
+    ours(cluster, &found.tags, &format!("The IAM policy {arn}"))?;
+    let mut changes = Vec::new();
+    if !same_document(&found.says, wanted) {
+        changes.push(PolicyChange::Document);
+    }
+    let lacking = missing(tags, &found.tags);
+    if !lacking.is_empty() {
+        changes.push(PolicyChange::Tags(lacking));
+    }
+    Ok(changes)
+}
+
+/// The ARN of a customer managed policy of the cluster's account.
+fn policy_arn(cluster: &ClusterKey, name: &str) -> String {
+    format!("arn:{}:iam::{}:policy/{name}", partition(&cluster.region), cluster.account)
+}
+
+/// The policy of an ARN, with what it says; none when there is none.
+async fn policy(cx: &Context, arn: &str) -> Result<Option<FoundPolicy>, StepError> {
+    let iam = cx.aws.iam();
+    let policy = match iam.get_policy().policy_arn(arn).send().await {
+        Ok(answer) => answer.policy,
+        Err(error) if code(&error) == Some("NoSuchEntity") => None,
+        Err(error) => return Err(refused("iam:GetPolicy", &error)),
+    };
+    let Some(policy) = policy else { return Ok(None) };
+    let in_force = policy.default_version_id().unwrap_or("v1");
+    let version = iam.get_policy_version().policy_arn(arn).version_id(in_force).send().await;
+    let version = version.during("iam:GetPolicyVersion")?.policy_version;
+    let says = version.and_then(|version| version.document).map(|text| document(&text)).unwrap_or_default();
+    Ok(Some(FoundPolicy { says, tags: tags_of(policy.tags.as_deref().unwrap_or_default()) }))
+}
+
+/// What would become of a policy.
+///
+/// # Errors
+/// `NotOurs`, or what IAM refused.
+pub async fn plan_policy(
+    cx: &Context,
+    cluster: &ClusterKey,
+    name: &str,
+    wanted: &Value,
+    tags: &BTreeMap<String, String>,
+) -> Result<Planned, StepError> {
+    let arn = policy_arn(cluster, name);
+    let found = policy(cx, &arn).await?;
+    let changes = decide_policy(cluster, &arn, wanted, tags, found.as_ref())?;
+    let told: Vec<String> = changes
+        .iter()
+        .map(|change| match change {
+            PolicyChange::Create => "it is not there".to_owned(),
+            PolicyChange::Document => "it says something else".to_owned(),
+            PolicyChange::Tags(tags) => tags::told(tags),
+        })
+        .collect();
+    Ok(Planned::of("IAM policy", name, found.map(|_| told.as_slice())))
+}
+
 /// Makes a customer managed policy say `wanted`, and answers its ARN. An older version is kept as long as IAM's limit of
 /// five allows; then the oldest that is not in force goes.
 ///
@@ -206,58 +319,58 @@ pub async fn ensure_policy(
     tags: &BTreeMap<String, String>,
 ) -> Result<String, StepError> {
     let iam = cx.aws.iam();
-    let partition = partition(&cluster.region);
-    let arn = format!("arn:{partition}:iam::{}:policy/{name}", cluster.account);
-    let policy = match iam.get_policy().policy_arn(&arn).send().await {
-        Ok(answer) => answer.policy,
-        Err(error) if code(&error) == Some("NoSuchEntity") => None,
-        Err(error) => return Err(refused("iam:GetPolicy", &error)),
-    };
-    let Some(policy) = policy else {
+    let arn = policy_arn(cluster, name);
+    let found = policy(cx, &arn).await?;
+    let changes = decide_policy(cluster, &arn, wanted, tags, found.as_ref())?;
+    if !changes.is_empty() {
         cx.state.hold(run, cluster).await?;
-        let created = iam
-            .create_policy()
-            .policy_name(name)
-            .policy_document(wanted.to_string())
-            .set_tags(Some(as_tags(tags)?))
-            .send()
-            .await;
-        return match created {
-            Ok(_) => Ok(arn),
-            Err(error) if code(&error) == Some("EntityAlreadyExists") => {
-                let cause = format!("The policy {name} appeared while it was being made.");
-                Err(StepError::new(ErrorName::PropagationPending, cause))
-            }
-            Err(error) => Err(refused("iam:CreatePolicy", &error)),
-        };
-    };
-
-    let found = tags_of(policy.tags.as_deref().unwrap_or_default());
-    ours(cluster, &found, &format!("The IAM policy {arn}"))?;
-    let in_force = policy.default_version_id().unwrap_or("v1");
-    let version = iam.get_policy_version().policy_arn(&arn).version_id(in_force).send().await;
-    let version = version.during("iam:GetPolicyVersion")?.policy_version;
-    let says = version.and_then(|version| version.document).map(|text| document(&text));
-    if says.is_none_or(|says| !same_document(&says, wanted)) {
-        cx.state.hold(run, cluster).await?;
-        let versions = iam.list_policy_versions().policy_arn(&arn).send().await.during("iam:ListPolicyVersions")?;
-        let versions = versions.versions.unwrap_or_default();
-        if versions.len() >= 5
-            && let Some(oldest) = versions.iter().filter(|v| !v.is_default_version()).min_by_key(|v| v.create_date())
-        {
-            let call = iam.delete_policy_version().policy_arn(&arn).set_version_id(oldest.version_id.clone());
-            call.send().await.during("iam:DeletePolicyVersion")?;
-        }
-        let call = iam.create_policy_version().policy_arn(&arn).policy_document(wanted.to_string());
-        call.set_as_default(true).send().await.during("iam:CreatePolicyVersion")?;
     }
-    let tags = missing(tags, &found);
-    if !tags.is_empty() {
-        cx.state.hold(run, cluster).await?;
-        let call = iam.tag_policy().policy_arn(&arn).set_tags(Some(as_tags(&tags)?));
-        call.send().await.during("iam:TagPolicy")?;
+    for change in changes {
+        match change {
+            PolicyChange::Create => {
+                let call = iam.create_policy().policy_name(name).policy_document(wanted.to_string());
+                match call.set_tags(Some(as_tags(tags)?)).send().await {
+                    Ok(_) => {}
+                    Err(error) if code(&error) == Some("EntityAlreadyExists") => {
+                        let cause = format!("The policy {name} appeared while it was being made.");
+                        return Err(StepError::new(ErrorName::PropagationPending, cause));
+                    }
+                    Err(error) => return Err(refused("iam:CreatePolicy", &error)),
+                }
+            }
+            PolicyChange::Document => {
+                make_room(cx, &arn).await?;
+                let call = iam.create_policy_version().policy_arn(&arn).policy_document(wanted.to_string());
+                call.set_as_default(true).send().await.during("iam:CreatePolicyVersion")?;
+            }
+            PolicyChange::Tags(lacking) => {
+                let call = iam.tag_policy().policy_arn(&arn).set_tags(Some(as_tags(&lacking)?));
+                call.send().await.during("iam:TagPolicy")?;
+            }
+        }
     }
     Ok(arn)
+}
+
+/// Removes the oldest version that is not in force where a policy has the five that IAM keeps.
+async fn make_room(cx: &Context, arn: &str) -> Result<(), StepError> {
+    let iam = cx.aws.iam();
+    let versions = iam
+        .list_policy_versions()
+        .policy_arn(arn)
+        .into_paginator()
+        .items()
+        .send()
+        .collect::<Result<Vec<_>, _>>()
+        .await
+        .during("iam:ListPolicyVersions")?;
+    if versions.len() >= 5
+        && let Some(oldest) = versions.iter().filter(|v| !v.is_default_version()).min_by_key(|v| v.create_date())
+    {
+        let call = iam.delete_policy_version().policy_arn(arn).set_version_id(oldest.version_id.clone());
+        call.send().await.during("iam:DeletePolicyVersion")?;
+    }
+    Ok(())
 }
 
 /// Makes sure that a service's own role is there; answers whether it was made now.
@@ -322,6 +435,19 @@ mod tests {
             decide(&demo(), &wanted(), Some(&role)).unwrap(),
             [RoleChange::Trust, RoleChange::Tags(team), RoleChange::Attach("arn:p1".into())]
         );
+    }
+
+    #[test]
+    fn a_policy_is_changed_where_it_differs_and_a_strangers_is_refused() {
+        let (says, tags) = (json!({"Statement": [{"Action": "a"}]}), wanted().tags);
+        let decided = |found: Option<FoundPolicy>| decide_policy(&demo(), "arn:p", &says, &tags, found.as_ref());
+        assert_eq!(decided(None).unwrap(), [PolicyChange::Create]);
+        let right = FoundPolicy { says: json!({"Statement": {"Action": ["a"]}}), tags: tags.clone() };
+        assert_eq!(decided(Some(right.clone())).unwrap(), []);
+        let other = FoundPolicy { says: json!({"Statement": []}), ..right.clone() };
+        assert_eq!(decided(Some(other)).unwrap(), [PolicyChange::Document]);
+        let strangers = FoundPolicy { tags: BTreeMap::new(), ..right };
+        assert_eq!(decided(Some(strangers)).unwrap_err().name, ErrorName::NotOurs);
     }
 
     #[test]

@@ -24,3 +24,9 @@ pub fn ours(cluster: &ClusterKey, tags: &BTreeMap<String, String>, what: &str) -
 pub fn missing(wanted: &BTreeMap<String, String>, found: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     wanted.iter().filter(|(key, value)| found.get(*key) != Some(value)).map(|(k, v)| (k.clone(), v.clone())).collect()
 }
+
+/// Tags that are to be set, in a few words.
+#[must_use]
+pub fn told(tags: &BTreeMap<String, String>) -> String {
+    format!("it lacks the tags {}", tags.keys().map(String::as_str).collect::<Vec<_>>().join(", "))
+}

@@ -31,12 +31,7 @@ pub struct Pulled {
 pub async fn pull(chart: &str, version: &str) -> Result<Pulled, StepError> {
     let reference = reference(chart, version)?;
     let failed = |error: OciDistributionError| refused(chart, version, &error);
-    let client = Client::try_from(ClientConfig {
-        read_timeout: Some(Duration::from_secs(20)),
-        connect_timeout: Some(Duration::from_secs(5)),
-        ..ClientConfig::default()
-    })
-    .map_err(failed)?;
+    let client = client().map_err(failed)?;
     let (manifest, digest) = client.pull_image_manifest(&reference, &RegistryAuth::Anonymous).await.map_err(failed)?;
     let no_chart = |what: String| {
         StepError::new(ErrorName::ChartNotFound, format!("{chart} in version {version} is no Helm chart: {what}."))
@@ -52,6 +47,26 @@ pub async fn pull(chart: &str, version: &str) -> Result<Pulled, StepError> {
     let mut bytes = Vec::new();
     client.pull_blob(&reference, layer, &mut bytes).await.map_err(failed)?;
     Ok(Pulled { digest, bytes })
+}
+
+/// Whether a chart can be pulled: asks for its manifest's digest alone.
+///
+/// # Errors
+/// As [`pull`].
+pub async fn reachable(chart: &str, version: &str) -> Result<(), StepError> {
+    let reference = reference(chart, version)?;
+    let failed = |error: OciDistributionError| refused(chart, version, &error);
+    let client = client().map_err(failed)?;
+    client.fetch_manifest_digest(&reference, &RegistryAuth::Anonymous).await.map_err(failed)?;
+    Ok(())
+}
+
+fn client() -> Result<Client, OciDistributionError> {
+    Client::try_from(ClientConfig {
+        read_timeout: Some(Duration::from_secs(20)),
+        connect_timeout: Some(Duration::from_secs(5)),
+        ..ClientConfig::default()
+    })
 }
 
 /// The OCI reference of a chart. A `+` in a version is written `_`, since tags know none (Helm's rule).

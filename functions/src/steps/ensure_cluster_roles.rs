@@ -7,12 +7,12 @@ use futures::future::{try_join, try_join_all, try_join3};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use slipway_statemachine::{ClusterKey, ErrorName, Run, Step, StepError, names};
+use slipway_statemachine::{ClusterKey, ErrorName, Run, Step, StepError, names, plan::Planned};
 
 use crate::{
     Context,
     aws::{
-        iam::{Role, ensure_role, ensure_service_linked_role},
+        iam::{Role, ensure_role, ensure_service_linked_role, plan_role},
         partition,
     },
 };
@@ -116,6 +116,18 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
     let linked = try_join_all(SERVICE_LINKED.map(|(service, name)| ensure_service_linked_role(cx, service, name)));
     let ((cluster_role_arn, core_node_role_arn, karpenter_node_role_arn), _) = try_join(roles, linked).await?;
     Ok(Output { cluster_role_arn, core_node_role_arn, karpenter_node_role_arn, karpenter_node_role_name: node.name })
+}
+
+/// What would become of the roles. A service's own role is made by the first who needs it and costs nothing.
+///
+/// # Errors
+/// `NotOurs` as in [`run`].
+pub async fn plan(
+    cx: &Context,
+    cluster: &ClusterKey,
+    tags: &BTreeMap<String, String>,
+) -> Result<Vec<Planned>, StepError> {
+    try_join_all(decide(cluster, tags).iter().map(|role| plan_role(cx, cluster, role))).await
 }
 
 #[cfg(test)]

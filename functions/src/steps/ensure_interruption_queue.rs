@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use slipway_karpenter::policy::{InterruptionRule, interruption_rules, queue_policy};
-use slipway_statemachine::{ClusterKey, ErrorName, Run, Step, StepError, names};
+use slipway_statemachine::{ClusterKey, ErrorName, Run, Step, StepError, names, plan::Planned};
 
 use crate::{
     Context,
@@ -18,7 +18,7 @@ use crate::{
         documents::same_document,
         error::{During as _, code, refused},
         partition,
-        tags::{missing, ours},
+        tags::{self, missing, ours},
     },
 };
 
@@ -118,8 +118,7 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
     let Input { run, cluster, tags } = input;
     let tags = names::tags(&cluster, &tags);
     let queue_name = names::queue(&cluster);
-    let queue_arn =
-        format!("arn:{}:sqs:{}:{}:{queue_name}", partition(&cluster.region), cluster.region, cluster.account);
+    let queue_arn = queue_arn(&cluster);
 
     let found = queue(cx, &queue_name).await?;
     let changes = decide(&cluster, &queue_arn, &tags, found.as_ref())?;
@@ -156,6 +155,11 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
     Ok(Output { queue_name, queue_url, queue_arn })
 }
 
+fn queue_arn(cluster: &ClusterKey) -> String {
+    let ClusterKey { account, region, .. } = cluster;
+    format!("arn:{}:sqs:{region}:{account}:{}", partition(region), names::queue(cluster))
+}
+
 async fn queue(cx: &Context, name: &str) -> Result<Option<FoundQueue>, StepError> {
     let sqs = cx.aws.sqs();
     let url = match sqs.get_queue_url().queue_name(name).send().await {
@@ -177,64 +181,157 @@ async fn queue(cx: &Context, name: &str) -> Result<Option<FoundQueue>, StepError
     }))
 }
 
+/// A rule as it is.
+#[derive(Debug, Clone, PartialEq)]
+struct FoundRule {
+    arn: String,
+    pattern: Value,
+    enabled: bool,
+    tags: BTreeMap<String, String>,
+    /// ARNs.
+    targets: Vec<String>,
+}
+
+/// What it takes to make a rule what it should be.
+#[derive(Debug, Clone, PartialEq)]
+enum RuleChange {
+    Put,
+    Tag(BTreeMap<String, String>),
+    Target,
+}
+
+fn decide_rule(
+    cluster: &ClusterKey,
+    pattern: &Value,
+    queue_arn: &str,
+    tags: &BTreeMap<String, String>,
+    found: Option<&FoundRule>,
+) -> Result<Vec<RuleChange>, StepError> {
+    let Some(found) = found else { return Ok(vec![RuleChange::Put, RuleChange::Target]) };
+    ours(cluster, &found.tags, &format!("The rule {}", found.arn))?;
+    let mut changes = Vec::new();
+    if !same_document(&found.pattern, pattern) || !found.enabled {
+        changes.push(RuleChange::Put);
+    }
+    let lacking = missing(tags, &found.tags);
+    if !lacking.is_empty() {
+        changes.push(RuleChange::Tag(lacking));
+    }
+    if !found.targets.iter().any(|target| target == queue_arn) {
+        changes.push(RuleChange::Target);
+    }
+    Ok(changes)
+}
+
+async fn rule(cx: &Context, name: &str) -> Result<Option<FoundRule>, StepError> {
+    let events = cx.aws.events();
+    let found = match events.describe_rule().name(name).send().await {
+        Ok(answer) => answer,
+        Err(error) if code(&error) == Some("ResourceNotFoundException") => return Ok(None),
+        Err(error) => return Err(refused("events:DescribeRule", &error)),
+    };
+    let arn = found.arn().unwrap_or_default().to_owned();
+    let tags = events.list_tags_for_resource().resource_arn(&arn).send().await;
+    let tags = tags.during("events:ListTagsForResource")?.tags.unwrap_or_default();
+    // One target is ours; a page holds a hundred.
+    let targets = events.list_targets_by_rule().rule(name).send().await.during("events:ListTargetsByRule")?;
+    Ok(Some(FoundRule {
+        arn,
+        pattern: found.event_pattern().and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null),
+        enabled: found.state() == Some(&aws_sdk_eventbridge::types::RuleState::Enabled),
+        tags: tags.into_iter().map(|tag| (tag.key, tag.value)).collect(),
+        targets: targets.targets().iter().map(|target| target.arn().to_owned()).collect(),
+    }))
+}
+
 async fn ensure_rule(
     cx: &Context,
     run: &Run,
     cluster: &ClusterKey,
-    rule: &InterruptionRule,
+    wanted: &InterruptionRule,
     queue_arn: &str,
     tags: &BTreeMap<String, String>,
 ) -> Result<(), StepError> {
     let events = cx.aws.events();
-    let name = names::rule(cluster, rule.kind);
-    let found = match events.describe_rule().name(&name).send().await {
-        Ok(answer) => Some(answer),
-        Err(error) if code(&error) == Some("ResourceNotFoundException") => None,
-        Err(error) => return Err(refused("events:DescribeRule", &error)),
-    };
-    let (mut as_wanted, mut carries) = (false, BTreeMap::new());
-    if let Some(found) = &found {
-        let arn = found.arn().unwrap_or_default();
-        let answer = events.list_tags_for_resource().resource_arn(arn).send().await;
-        let listed = answer.during("events:ListTagsForResource")?.tags.unwrap_or_default();
-        carries = listed.into_iter().map(|tag| (tag.key, tag.value)).collect();
-        ours(cluster, &carries, &format!("The rule {arn}"))?;
-        let pattern = found.event_pattern().and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null);
-        as_wanted = same_document(&pattern, &rule.pattern)
-            && found.state() == Some(&aws_sdk_eventbridge::types::RuleState::Enabled);
-    }
-    if !as_wanted {
+    let name = names::rule(cluster, wanted.kind);
+    let found = rule(cx, &name).await?;
+    let changes = decide_rule(cluster, &wanted.pattern, queue_arn, tags, found.as_ref())?;
+    if !changes.is_empty() {
         cx.state.hold(run, cluster).await?;
-        let mut call = events.put_rule().name(&name).event_pattern(rule.pattern.to_string());
-        // On a rule that is there PutRule ignores tags.
-        if found.is_none() {
-            call = call.description("Tells Karpenter what EC2 is about to take away").set_tags(Some(as_tags(tags)?));
-        }
-        call.send().await.during("events:PutRule")?;
     }
-    let lacking = missing(tags, &carries);
-    if let (Some(found), false) = (&found, lacking.is_empty()) {
-        cx.state.hold(run, cluster).await?;
-        let call = events.tag_resource().set_resource_arn(found.arn.clone()).set_tags(Some(as_tags(&lacking)?));
-        call.send().await.during("events:TagResource")?;
-    }
-    let targeted = match &found {
-        Some(_) => {
-            let answer = events.list_targets_by_rule().rule(&name).send().await.during("events:ListTargetsByRule")?;
-            answer.targets().iter().any(|target| target.arn() == queue_arn)
-        }
-        None => false,
-    };
-    if !targeted {
-        cx.state.hold(run, cluster).await?;
-        let target = Target::builder().id(TARGET).arn(queue_arn).build().map_err(unwritable)?;
-        let answer = events.put_targets().rule(&name).targets(target).send().await.during("events:PutTargets")?;
-        if let Some(failed) = answer.failed_entries().first() {
-            let words = failed.error_message().unwrap_or("no message");
-            return Err(StepError::new(ErrorName::AwsRefused, format!("The rule {name} took no target: {words}.")));
+    for change in changes {
+        match change {
+            RuleChange::Put => {
+                let mut call = events.put_rule().name(&name).event_pattern(wanted.pattern.to_string());
+                // On a rule that is there PutRule ignores tags.
+                if found.is_none() {
+                    call = call
+                        .description("Tells Karpenter what EC2 is about to take away")
+                        .set_tags(Some(as_tags(tags)?));
+                }
+                call.send().await.during("events:PutRule")?;
+            }
+            RuleChange::Tag(lacking) => {
+                let arn = found.as_ref().map(|rule| rule.arn.clone());
+                let call = events.tag_resource().set_resource_arn(arn).set_tags(Some(as_tags(&lacking)?));
+                call.send().await.during("events:TagResource")?;
+            }
+            RuleChange::Target => {
+                let target = Target::builder().id(TARGET).arn(queue_arn).build().map_err(unwritable)?;
+                let answer =
+                    events.put_targets().rule(&name).targets(target).send().await.during("events:PutTargets")?;
+                if let Some(failed) = answer.failed_entries().first() {
+                    let words = failed.error_message().unwrap_or("no message");
+                    let cause = format!("The rule {name} took no target: {words}.");
+                    return Err(StepError::new(ErrorName::AwsRefused, cause));
+                }
+            }
         }
     }
     Ok(())
+}
+
+/// What would become of the queue and its rules.
+///
+/// # Errors
+/// `NotOurs` as in [`run`].
+pub async fn plan(
+    cx: &Context,
+    cluster: &ClusterKey,
+    tags: &BTreeMap<String, String>,
+) -> Result<Vec<Planned>, StepError> {
+    let tags = &names::tags(cluster, tags);
+    let (name, queue_arn) = (names::queue(cluster), &queue_arn(cluster));
+    let found = queue(cx, &name).await?;
+    let changes = decide(cluster, queue_arn, tags, found.as_ref())?;
+    let told: Vec<String> = changes
+        .iter()
+        .map(|change| match change {
+            QueueChange::Create => "it is not there".to_owned(),
+            QueueChange::Set(attributes) => {
+                format!("it lacks its {}", attributes.keys().map(String::as_str).collect::<Vec<_>>().join(", "))
+            }
+            QueueChange::Tag(lacking) => tags::told(lacking),
+        })
+        .collect();
+    let mut planned = vec![Planned::of("SQS queue", &name, found.map(|_| told.as_slice()))];
+    let rules = interruption_rules();
+    let of_rules = rules.iter().map(|wanted| async move {
+        let name = names::rule(cluster, wanted.kind);
+        let found = rule(cx, &name).await?;
+        let changes = decide_rule(cluster, &wanted.pattern, queue_arn, tags, found.as_ref())?;
+        let told: Vec<String> = changes
+            .iter()
+            .map(|change| match change {
+                RuleChange::Put => "its pattern or its state differs".to_owned(),
+                RuleChange::Tag(lacking) => tags::told(lacking),
+                RuleChange::Target => "it does not feed the queue".to_owned(),
+            })
+            .collect();
+        Ok::<_, StepError>(Planned::of("EventBridge rule", &name, found.map(|_| told.as_slice())))
+    });
+    planned.extend(try_join_all(of_rules).await?);
+    Ok(planned)
 }
 
 fn as_tags(tags: &BTreeMap<String, String>) -> Result<Vec<Tag>, StepError> {
@@ -264,6 +361,26 @@ mod tests {
         let mut attributes = attributes(ARN);
         attributes.insert("VisibilityTimeout".into(), "30".into());
         FoundQueue { url: "http://q".into(), attributes, tags: tags() }
+    }
+
+    #[test]
+    fn a_rule_is_changed_only_where_it_differs() {
+        let cluster = ClusterKey { account: "1".into(), region: "eu-west-1".into(), name: "demo".into() };
+        let (tags, pattern) = (names::tags(&cluster, &BTreeMap::new()), serde_json::json!({"source": ["aws.ec2"]}));
+        let decided = |found: Option<FoundRule>| decide_rule(&cluster, &pattern, "arn:q", &tags, found.as_ref());
+        let right = FoundRule {
+            arn: "arn:r".into(),
+            pattern: pattern.clone(),
+            enabled: true,
+            tags: tags.clone(),
+            targets: vec!["arn:q".into()],
+        };
+        assert_eq!(decided(None).unwrap(), [RuleChange::Put, RuleChange::Target]);
+        assert_eq!(decided(Some(right.clone())).unwrap(), []);
+        assert_eq!(decided(Some(FoundRule { enabled: false, ..right.clone() })).unwrap(), [RuleChange::Put]);
+        assert_eq!(decided(Some(FoundRule { targets: vec![], ..right.clone() })).unwrap(), [RuleChange::Target]);
+        let strangers = FoundRule { tags: BTreeMap::new(), ..right };
+        assert_eq!(decided(Some(strangers)).unwrap_err().name, ErrorName::NotOurs);
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::{
 };
 
 use aws_sdk_ec2::types::{Filter, LocationType, ProcessorInfo, VCpuInfo};
-use aws_sdk_servicequotas::types::ServiceQuota;
 use schemars::JsonSchema;
 use semver::Version;
 use serde::{Deserialize, Serialize};
@@ -14,14 +13,17 @@ use slipway_karpenter::policy::{MANAGED_POLICY_CHARACTERS, Scope, characters, co
 use slipway_statemachine::{
     ClusterKey, ClusterSpec, ErrorName, Run, Step, StepError,
     names::{self, CLUSTER_TAG},
-    spec::{Architecture, Nat, NetworkSpec, UpgradePolicy},
+    spec::{Architecture, NetworkSpec, UpgradePolicy},
 };
 
 use super::ensure_network::{self, Subnet};
 use crate::{
     Context,
     aws::error::{During as _, code, refused},
+    cluster::chart,
 };
+
+mod quotas;
 
 /// Looks before anything is made.
 #[derive(Debug)]
@@ -112,28 +114,6 @@ const FIRST_KARPENTER: &[(u64, Version)] = &[
     (36, Version::new(1, 13, 0)),
 ];
 
-/// A limit of the account, as Service Quotas numbers it.
-#[derive(Debug, Clone, Copy)]
-struct Quota {
-    service: &'static str,
-    code: &'static str,
-    name: &'static str,
-    /// What holds where nobody changed it.
-    default: f64,
-}
-
-const VPCS: Quota = Quota { service: "vpc", code: "L-F678F1CE", name: "VPCs per Region", default: 5.0 };
-const GATEWAYS: Quota =
-    Quota { service: "vpc", code: "L-A4707A72", name: "Internet gateways per Region", default: 5.0 };
-const ADDRESSES: Quota = Quota { service: "ec2", code: "L-0263D0A3", name: "EC2-VPC Elastic IPs", default: 5.0 };
-const CLUSTERS: Quota = Quota { service: "eks", code: "L-1194D53C", name: "Clusters", default: 100.0 };
-const ON_DEMAND: Quota = Quota {
-    service: "ec2",
-    code: "L-1216C47A",
-    name: "Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances, in vCPUs",
-    default: 5.0,
-};
-
 /// What was seen; none where we may not look, which is a finding of its own.
 #[derive(Debug, Default)]
 struct Observed {
@@ -146,12 +126,9 @@ struct Observed {
     cluster: There<ThereCluster>,
     stack: There<ensure_network::Observed>,
     subnets: Option<Vec<Subnet>>,
-    /// Used and allowed.
-    vpcs: Option<Use>,
-    gateways: Option<Use>,
-    addresses: Option<Use>,
-    clusters: Option<Use>,
-    on_demand_vcpus: Option<f64>,
+    room: quotas::Room,
+    /// Whether the chart is where the spec says.
+    chart: Option<Result<(), StepError>>,
 }
 
 /// Something that may be there.
@@ -195,12 +172,6 @@ struct Offered {
 struct ThereCluster {
     version: String,
     owner: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Use {
-    used: usize,
-    limit: f64,
 }
 
 /// The findings of a run, errors and warnings.
@@ -254,7 +225,8 @@ fn decide(cluster: &ClusterKey, spec: &ClusterSpec, seen: &Observed, findings: &
     check_core(spec, seen, findings);
     check_reach(spec, findings);
     check_policies(cluster, findings);
-    check_quotas(spec, seen, findings);
+    check_chart(seen, findings);
+    quotas::check(spec, seen, findings);
     zones(cluster, spec, seen, findings)
 }
 
@@ -330,16 +302,6 @@ fn check_core(spec: &ClusterSpec, seen: &Observed, findings: &mut Findings) {
             format!("The types are {}, but a node group has one image.", Vec::from_iter(architectures).join(" and "));
         findings.error(field, "architecture", evidence, "List types of one architecture.");
     }
-    let standard = |name: &str| name.starts_with(['a', 'c', 'd', 'h', 'i', 'm', 'r', 't', 'z']);
-    let smallest = types.iter().filter(|t| standard(&t.name)).map(|t| t.vcpus).min();
-    if let (Some(limit), Some(vcpus)) = (seen.on_demand_vcpus, smallest) {
-        let needed = f64::from(vcpus) * f64::from(spec.core.size);
-        if needed > limit {
-            let evidence =
-                format!("{} nodes need {needed} vCPUs, the quota \"{}\" is {limit}.", spec.core.size, ON_DEMAND.name);
-            findings.error("core.size", "quota", evidence, raise(ON_DEMAND));
-        }
-    }
 }
 
 /// The functions that log in to the cluster have no fixed address.
@@ -381,31 +343,11 @@ fn check_policies(cluster: &ClusterKey, findings: &mut Findings) {
     }
 }
 
-fn check_quotas(spec: &ClusterSpec, seen: &Observed, findings: &mut Findings) {
-    let mut room = |field: &str, quota: Quota, needed: u32, of: Option<Use>| {
-        let Some(Use { used, limit }) = of else { return };
-        let used = u32::try_from(used).unwrap_or(u32::MAX);
-        if f64::from(used) + f64::from(needed) > limit {
-            let evidence = format!("{used} of {limit} are in use, {needed} more are needed (\"{}\").", quota.name);
-            findings.error(field, "quota", evidence, raise(quota));
-        }
-    };
-    if let (There::No, NetworkSpec::Create(create)) = (&seen.stack, &spec.network) {
-        let addresses = match create.nat {
-            Nat::Single => 1,
-            Nat::PerZone => u32::from(create.zones),
-        };
-        room("network.create", VPCS, 1, seen.vpcs);
-        room("network.create", GATEWAYS, 1, seen.gateways);
-        room("network.create.nat", ADDRESSES, addresses, seen.addresses);
+/// A chart that cannot be had would end the run only when the control plane is there.
+fn check_chart(seen: &Observed, findings: &mut Findings) {
+    if let Some(Err(error)) = &seen.chart {
+        findings.error("karpenter.version", "chart", error.cause.clone(), error.remedy.clone());
     }
-    if let There::No = seen.cluster {
-        room("name", CLUSTERS, 1, seen.clusters);
-    }
-}
-
-fn raise(quota: Quota) -> String {
-    format!("Delete what is unused, or have the quota {}/{} raised in Service Quotas.", quota.service, quota.code)
 }
 
 /// What speaks against a zone; nothing for a good one.
@@ -481,7 +423,7 @@ fn zones(cluster: &ClusterKey, spec: &ClusterSpec, seen: &Observed, findings: &m
 pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
     let Input { cluster, spec, .. } = &input;
     let mut findings = Findings::default();
-    // Boxed: seventeen calls side by side are 60 KB.
+    // Boxed: thirty calls side by side are 60 KB.
     let seen = Box::pin(observe(cx, cluster, spec, &mut findings)).await?;
     let zones = decide(cluster, spec, &seen, &mut findings);
     findings.conclude(zones)
@@ -503,24 +445,8 @@ async fn observe(
     let there = async {
         tokio::join!(versions(cx), there_cluster(cx, cluster), ensure_network::observe(cx, &stack_name), existing)
     };
-    let counts = async { tokio::join!(vpcs(cx), gateways(cx), addresses(cx), clusters(cx)) };
-    let limits = async {
-        tokio::join!(
-            limit(cx, VPCS),
-            limit(cx, GATEWAYS),
-            limit(cx, ADDRESSES),
-            limit(cx, CLUSTERS),
-            limit(cx, ON_DEMAND)
-        )
-    };
-    let (places, there, counts, limits) = tokio::join!(places, there, counts, limits);
-
-    let mut used = |used: Result<usize, StepError>, limit: Result<f64, StepError>| {
-        let (used, limit) = (findings.seen(used)?, findings.seen(limit)?);
-        Ok::<_, StepError>(used.zip(limit).map(|(used, limit)| Use { used, limit }))
-    };
-    let (vpcs, gateways, addresses, clusters) =
-        (used(counts.0, limits.0)?, used(counts.1, limits.1)?, used(counts.2, limits.2)?, used(counts.3, limits.3)?);
+    let chart = chart::reachable(&spec.karpenter.chart, &spec.karpenter.version);
+    let (places, there, room, chart) = tokio::join!(places, there, quotas::look(cx), chart);
     Ok(Observed {
         zones: findings.seen(places.0)?,
         offerings: findings.seen(places.1)?,
@@ -529,11 +455,8 @@ async fn observe(
         cluster: findings.seen(there.1)?.into(),
         stack: findings.seen(there.2)?.into(),
         subnets: findings.seen(there.3)?,
-        vpcs,
-        gateways,
-        addresses,
-        clusters,
-        on_demand_vcpus: findings.seen(limits.4)?,
+        room: room.told(findings)?,
+        chart: Some(chart),
     })
 }
 
@@ -647,37 +570,6 @@ async fn there_cluster(cx: &Context, cluster: &ClusterKey) -> Result<Option<Ther
     }
 }
 
-async fn vpcs(cx: &Context) -> Result<usize, StepError> {
-    let vpcs = cx.aws.ec2().describe_vpcs().into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
-    Ok(vpcs.during("ec2:DescribeVpcs")?.len())
-}
-
-async fn gateways(cx: &Context) -> Result<usize, StepError> {
-    let gateways =
-        cx.aws.ec2().describe_internet_gateways().into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
-    Ok(gateways.during("ec2:DescribeInternetGateways")?.len())
-}
-
-async fn addresses(cx: &Context) -> Result<usize, StepError> {
-    let addresses = cx.aws.ec2().describe_addresses().send().await.during("ec2:DescribeAddresses")?;
-    Ok(addresses.addresses().len())
-}
-
-async fn clusters(cx: &Context) -> Result<usize, StepError> {
-    let clusters = cx.aws.eks().list_clusters().into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
-    Ok(clusters.during("eks:ListClusters")?.len())
-}
-
-/// The limit as it is set; Service Quotas knows only those that somebody raised or that it tracks, and says "no such
-/// resource" for the rest, which have their default.
-async fn limit(cx: &Context, quota: Quota) -> Result<f64, StepError> {
-    match cx.aws.quotas().get_service_quota().service_code(quota.service).quota_code(quota.code).send().await {
-        Ok(answer) => Ok(answer.quota().and_then(ServiceQuota::value).unwrap_or(quota.default)),
-        Err(error) if code(&error) == Some("NoSuchResourceException") => Ok(quota.default),
-        Err(error) => Err(refused("servicequotas:GetServiceQuota", &error)),
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -720,11 +612,8 @@ mod tests {
             cluster: There::No,
             stack: There::No,
             subnets: Some(Vec::new()),
-            vpcs: Some(Use { used: 4, limit: 5.0 }),
-            gateways: Some(Use { used: 4, limit: 5.0 }),
-            addresses: Some(Use { used: 4, limit: 5.0 }),
-            clusters: Some(Use { used: 99, limit: 100.0 }),
-            on_demand_vcpus: Some(5.0),
+            room: quotas::tests::just_enough(),
+            chart: Some(Ok(())),
         }
     }
 
@@ -767,7 +656,7 @@ mod tests {
     #[test]
     fn a_network_that_is_there_keeps_its_zones_and_needs_no_room() {
         let mut seen = fine();
-        seen.vpcs = Some(Use { used: 5, limit: 5.0 });
+        seen.room.set("VPCs per Region", 5, 5.0);
         let parameters = [("Zone1", "us-east-1d"), ("Zone2", "us-east-1b"), ("Zone3", "")];
         seen.stack = There::Yes(ensure_network::Observed {
             id: "arn".to_owned(),
@@ -783,10 +672,11 @@ mod tests {
     #[test]
     fn all_findings_come_at_once() {
         let mut seen = fine();
-        seen.vpcs = Some(Use { used: 5, limit: 5.0 });
-        seen.addresses = Some(Use { used: 3, limit: 5.0 });
-        seen.clusters = Some(Use { used: 100, limit: 100.0 });
-        seen.on_demand_vcpus = Some(1.0);
+        seen.room.set("VPCs per Region", 5, 5.0);
+        seen.room.set("EC2-VPC Elastic IPs", 3, 5.0);
+        seen.room.set("Clusters", 100, 100.0);
+        seen.room.set("Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances", 0, 1.0);
+        seen.chart = Some(Err(StepError::new(ErrorName::ChartNotFound, "The registry has no such chart.")));
         let more = json!({
             "version": "1.31", "karpenter": {"version": "1.0.0"}, "core": {"instanceTypes": ["t4g.medium", "z9.huge"]},
             "network": {"create": {"zones": 3, "nat": "perZone"}}, "access": {"endpoint": {"cidrs": ["198.51.100.0/24"]}},
@@ -797,11 +687,12 @@ mod tests {
                 "version",
                 "karpenter.version",
                 "core.instanceTypes",
-                "core.size",
                 "access.endpoint",
+                "karpenter.version",
                 "network.create",
                 "network.create.nat",
-                "name"
+                "name",
+                "core.size",
             ]
         );
     }
@@ -847,7 +738,7 @@ mod tests {
         assert!(findings.seen::<()>(Err(denied)).unwrap().is_none());
         assert!(findings.seen::<()>(Err(StepError::new(ErrorName::Throttled, "Slow down."))).is_err());
         let mut seen = fine();
-        seen.vpcs = None;
+        seen.room = quotas::Room::default();
         let zones = decide(&cluster(), &spec(json!({"version": "1.20"})), &seen, &mut findings);
         let error = findings.conclude(zones).unwrap_err();
         assert!(error.cause.contains("[1] account (permissions): ec2:DescribeVpcs was refused."), "{}", error.cause);

@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use aws_sdk_iam::types::Tag;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use slipway_statemachine::{ClusterEndpoint, ClusterKey, ErrorName, Progress, Run, Step, StepError, names};
+use slipway_statemachine::{
+    ClusterEndpoint, ClusterKey, ErrorName, Progress, Run, Step, StepError, names, plan::Planned,
+};
 
 use crate::{
     Context,
     aws::{
         error::{During as _, code, refused},
         iam::oidc_provider_arn,
-        tags::missing,
+        tags::{self, missing},
     },
     cluster::reach,
 };
@@ -120,6 +122,31 @@ async fn observe(cx: &Context, arn: &str) -> Result<Option<Found>, StepError> {
         Err(error) if matches!(code(&error), Some("NoSuchEntity" | "NoSuchEntityException")) => Ok(None),
         Err(error) => Err(refused("iam:GetOpenIDConnectProvider", &error)),
     }
+}
+
+/// What would become of the provider; `issuer` is none while there is no cluster.
+///
+/// # Errors
+/// What IAM refused.
+pub async fn plan(
+    cx: &Context,
+    cluster: &ClusterKey,
+    issuer: Option<&str>,
+    tags: &BTreeMap<String, String>,
+) -> Result<Planned, StepError> {
+    let kind = "IAM OIDC provider";
+    let Some(issuer) = issuer else { return Ok(Planned::of(kind, "of the cluster's issuer", None)) };
+    let found = observe(cx, &oidc_provider_arn(cluster, issuer)).await?;
+    let changes = decide(&names::tags(cluster, tags), found.as_ref());
+    let told: Vec<String> = changes
+        .iter()
+        .map(|change| match change {
+            Change::Create => "it is not there".to_owned(),
+            Change::Audience => format!("it lacks the audience {AUDIENCE}"),
+            Change::Tags(lacking) => tags::told(lacking),
+        })
+        .collect();
+    Ok(Planned::of(kind, issuer, found.map(|_| told.as_slice())))
 }
 
 async fn act(
