@@ -190,7 +190,7 @@ impl Cloud {
         let changes = Arc::new(Changes::new(config.propagation, clock));
         let iam = Iam::new(moto.clone(), ministack.clone(), Arc::clone(&changes));
         let sts = Sts::new(Arc::clone(identities), Arc::new(iam.clone()), Arc::clone(&changes));
-        self.gateway.authorize_by(Authorizer::create(Arc::new(iam.clone()), &self.dir.join("warnings.jsonl"))?);
+        self.gateway.authorize_by(Authorizer::new(Arc::new(iam.clone())));
 
         let tasks = Tasks::new(self.gateway.client("states.amazonaws.com", ACCOUNT, REGION));
         let engine = StepFunctions::new(StepFunctionsConfig {
@@ -378,7 +378,7 @@ impl Cloud {
         format!("http://{}", self.address)
     }
 
-    /// The gateway: its record, its warnings, its faults.
+    /// The gateway: its record, what was used of which role, its faults.
     #[must_use]
     pub fn gateway(&self) -> &Arc<Gateway> {
         &self.gateway

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 use slipway_local::cloud::Kubernetes;
+use slipway_local::gateway::record::Entry;
 use slipway_tests::{cloud::Deployed, heard::Listener};
 
 fn spec() -> Value {
@@ -17,6 +18,7 @@ async fn one_event_makes_a_working_cluster() {
     let listener = Listener::start(&deployed.config).await.unwrap();
 
     let ended = deployed.provision(&spec()).await.unwrap();
+    nobody_was_denied_anything(&deployed);
     assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
 
     the_admin_sees_core_nodes_and_what_karpenter_launched(&deployed).await;
@@ -24,7 +26,7 @@ async fn one_event_makes_a_working_cluster() {
     the_table_remembers_the_run(&deployed).await;
     let ready = listener.next("Cluster Ready").await.unwrap();
     assert_eq!(ready["detail"]["cluster"]["name"], "innovate-dev", "{ready}");
-    no_function_did_what_its_role_would_not_allow(&deployed);
+    nobody_was_denied_anything(&deployed);
     deployed.cloud.stop().await;
 }
 
@@ -91,9 +93,10 @@ async fn the_table_remembers_the_run(deployed: &Deployed) {
     assert!(lease.get("execution").is_none_or(Value::is_null), "the lease is released: {lease}");
 }
 
-fn no_function_did_what_its_role_would_not_allow(deployed: &Deployed) {
-    let warnings = std::fs::read_to_string(deployed.cloud.dir().join("warnings.jsonl")).unwrap();
-    assert_eq!(warnings, "");
+fn nobody_was_denied_anything(deployed: &Deployed) {
+    let calls = deployed.cloud.gateway().record().entries();
+    let denied: Vec<&Entry> = calls.iter().filter(|call| call.denied.is_some()).collect();
+    assert!(denied.is_empty(), "{denied:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -514,6 +514,7 @@ fn acting(call: &Call, role_arn: Option<&str>) -> Principal {
         account: call.account.clone(),
         role_arn: Some(role.to_owned()),
         function: None,
+        session_policies: None,
     }
 }
 

@@ -273,6 +273,7 @@ impl Cloud {
                 account: ACCOUNT.to_owned(),
                 role_arn: Some(ADMIN.to_owned()),
                 function: None,
+                session_policies: None,
             },
             service: "eks".to_owned(),
             action: self.eks.action(&method, &uri).expect("an operation of EKS"),

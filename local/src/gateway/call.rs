@@ -8,7 +8,7 @@ use http::{HeaderMap, Method, StatusCode, Uri};
 use serde_json::Value;
 
 /// Who calls.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Principal {
     /// For example `arn:aws:sts::111122223333:assumed-role/provision-ensure-network/ensure-network`, an IAM
     /// user's ARN, a service's name (`eks.amazonaws.com`) for calls that the cloud makes on its own, or `anonymous`.
@@ -19,6 +19,8 @@ pub struct Principal {
     pub role_arn: Option<String>,
     /// The Lambda function behind the session, where it is one.
     pub function: Option<String>,
+    /// The policies that the session was begun with: it may only what they allow, too.
+    pub session_policies: Option<Arc<Vec<Value>>>,
 }
 
 /// One request.
@@ -116,7 +118,7 @@ impl Principal {
     /// A part of the cloud that acts for itself, for example `eks.amazonaws.com`.
     #[must_use]
     pub fn service(name: &str, account: &str) -> Self {
-        Self { arn: name.to_owned(), account: account.to_owned(), role_arn: None, function: None }
+        Self { arn: name.to_owned(), account: account.to_owned(), ..Self::default() }
     }
 }
 

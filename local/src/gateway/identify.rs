@@ -83,8 +83,7 @@ impl Identities {
             principal: Principal {
                 arn: format!("arn:aws:iam::{account}:user/admin"),
                 account: account.to_owned(),
-                role_arn: None,
-                function: None,
+                ..Principal::default()
             },
             secret: ADMIN_SECRET_KEY.to_owned(),
             token: None,
@@ -146,12 +145,7 @@ impl Identities {
             request_id: wire::request_id(),
             account: self.account.clone(),
             region: scope.as_ref().map_or_else(|| self.region.clone(), |scope| scope.region.clone()),
-            principal: Principal {
-                arn: "anonymous".to_owned(),
-                account: self.account.clone(),
-                role_arn: None,
-                function: None,
-            },
+            principal: Principal { arn: "anonymous".to_owned(), account: self.account.clone(), ..Principal::default() },
             service: scope.as_ref().map_or_else(String::new, |scope| scope.service.clone()),
             action: String::new(),
             method,

@@ -1,5 +1,6 @@
 //! One endpoint for every AWS call: identify, authorize, record, fault, route.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, header};
 use tokio::net::TcpListener;
 
-use self::authorize::{Authorizer, Warning};
+use self::authorize::{Authorizer, Use};
 use self::call::{Answer, Aws, AwsError, Call, Dispatch, Principal};
 use self::fault::Faults;
 use self::identify::{Identities, Unidentified};
@@ -20,9 +21,12 @@ use self::route::Routes;
 
 pub mod authorize;
 pub mod call;
+mod denial;
 pub mod fault;
 pub mod identify;
+mod lookup;
 pub mod operations;
+mod permissions;
 pub mod policy;
 mod presigned;
 pub mod record;
@@ -43,7 +47,7 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// A gateway that knows nobody's policies and routes nowhere yet.
+    /// A gateway that asks for nobody's policies and routes nowhere yet.
     #[must_use]
     pub fn new(identities: Arc<Identities>, record: Record) -> Arc<Self> {
         Arc::new(Self {
@@ -55,16 +59,16 @@ impl Gateway {
         })
     }
 
-    /// From now on, says what a role's policies would not allow.
+    /// From now on, refuses what a role's policies do not allow.
     pub fn authorize_by(&self, authorizer: Authorizer) {
         // A second authorizer would be a second opinion; the first stays.
         let _ = self.authorizer.set(authorizer);
     }
 
-    /// What a role's policies would not have allowed so far.
+    /// What let roles do what they did so far.
     #[must_use]
-    pub fn warnings(&self) -> Vec<Warning> {
-        self.authorizer.get().map(Authorizer::warnings).unwrap_or_default()
+    pub fn used(&self) -> BTreeSet<Use> {
+        self.authorizer.get().map(Authorizer::used).unwrap_or_default()
     }
 
     /// Who may call.
@@ -174,16 +178,31 @@ impl Dispatch for Gateway {
         if call.action.is_empty() {
             call.action = self.routes.action(&call);
         }
-        if let Some(authorizer) = self.authorizer.get() {
-            authorizer.check(&call).await;
+        let mut entry = self.record.open(&call);
+        if let Some(authorizer) = self.authorizer.get()
+            && let Err(refusal) = authorizer.check(&call, &self.routes).await
+        {
+            let answer = wire::refuse(&call, &refusal);
+            entry.denied = Some(refusal.message);
+            self.record.close(entry, &answer, None);
+            return answer;
         }
-        let entry = self.record.open(&call);
+        if authorize::is_dry_run(&call) {
+            // That is all that a dry run asks.
+            let answer = wire::refuse(&call, &denial::dry_run());
+            self.record.close(entry, &answer, None);
+            return answer;
+        }
         if let Some(refusal) = self.faults.strike(&call) {
             let answer = wire::refuse(&call, &refusal);
             self.record.close(entry, &answer, Some(&refusal.code));
             return answer;
         }
+        let changing = self.authorizer.get().map(|authorizer| (authorizer, call.clone()));
         let answer = self.routes.send(call).await;
+        if let Some((authorizer, call)) = changing {
+            authorizer.changed(&call);
+        }
         self.record.close(entry, &answer, None);
         answer
     }

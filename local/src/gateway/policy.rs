@@ -25,19 +25,28 @@ pub enum Decision {
 pub struct Question {
     /// `ec2:CreateVpc`
     pub action: String,
-    /// The ARN that is acted on; `None` where it is unknown, and then any resource matches.
+    /// The ARN that is acted on; `None` for an action that knows no resources, which only a statement about `*` allows.
     pub resource: Option<String>,
-    /// Condition keys and their values; keys compare without case.
+    /// Condition keys and their values; keys compare without case. A key that is not here is absent from the request.
     pub context: BTreeMap<String, Vec<String>>,
-    /// Whether conditions on keys that the context lacks are passed over rather than judged: an unknown one then
-    /// holds in a statement that allows, and does not in one that denies.
-    pub lenient: bool,
 }
 
 /// Evaluates identity policies.
 #[must_use]
 pub fn decide(documents: &[Value], question: &Question) -> Decision {
-    judge(documents.iter().flat_map(statements), question)
+    judge(documents.iter().flat_map(statements), question).0
+}
+
+/// The same, with the statements that allow it, as their places in `documents` and in the document.
+#[must_use]
+pub fn decide_by(documents: &[Value], question: &Question) -> (Decision, Vec<(usize, usize)>) {
+    let numbered: Vec<(usize, usize)> = documents
+        .iter()
+        .enumerate()
+        .flat_map(|(document, value)| (0..statements(value).len()).map(move |statement| (document, statement)))
+        .collect();
+    let (decision, by) = judge(documents.iter().flat_map(statements), question);
+    (decision, by.into_iter().filter_map(|nth| numbered.get(nth).copied()).collect())
 }
 
 /// Evaluates a trust policy (or another resource policy) for a caller who is all of `callers`: a session is itself,
@@ -45,10 +54,22 @@ pub fn decide(documents: &[Value], question: &Question) -> Decision {
 #[must_use]
 pub fn decide_trust(document: &Value, callers: &[Caller], question: &Question) -> Decision {
     let named = statements(document).into_iter().filter(|statement| names(&statement["Principal"], callers));
-    judge(named, question)
+    judge(named, question).0
 }
 
-fn statements(document: &Value) -> Vec<Value> {
+/// Whether a statement that speaks of an action asks for a condition key that contains `part` (in lower case), or puts
+/// it into a resource's name.
+#[must_use]
+pub fn asks_for(documents: &[Value], action: &str, part: &str) -> bool {
+    documents.iter().flat_map(statements).filter(|statement| speaks_of(statement, action)).any(|statement| {
+        let asked = format!("{}{}", statement["Condition"], statement["Resource"]);
+        asked.to_lowercase().contains(part)
+    })
+}
+
+/// A document's statements, one or many.
+#[must_use]
+pub fn statements(document: &Value) -> Vec<Value> {
     match &document["Statement"] {
         Value::Array(statements) => statements.clone(),
         Value::Object(statement) => vec![Value::Object(statement.clone())],
@@ -56,43 +77,71 @@ fn statements(document: &Value) -> Vec<Value> {
     }
 }
 
-fn judge(statements: impl IntoIterator<Item = Value>, question: &Question) -> Decision {
-    let mut decision = Decision::Silence;
-    for statement in statements {
-        if !applies(statement.clone(), question) {
+fn judge(statements: impl IntoIterator<Item = Value>, question: &Question) -> (Decision, Vec<usize>) {
+    let mut by = Vec::new();
+    for (nth, statement) in statements.into_iter().enumerate() {
+        if !applies(&statement, question) {
             continue;
         }
         if statement["Effect"] == "Deny" {
-            return Decision::Deny;
+            return (Decision::Deny, Vec::new());
         }
-        decision = Decision::Allow;
+        by.push(nth);
     }
-    decision
+    (if by.is_empty() { Decision::Silence } else { Decision::Allow }, by)
+}
+
+/// Texts of a member that may be one or many.
+fn texts(value: &Value) -> impl Iterator<Item = &str> {
+    std::slice::from_ref(value).iter().chain(value.as_array().into_iter().flatten()).filter_map(Value::as_str)
+}
+
+/// Whether a statement's `Action` or `NotAction` covers an action. Names of actions compare without case.
+fn speaks_of(statement: &Value, action: &str) -> bool {
+    let action = action.to_lowercase();
+    let covers =
+        |patterns: &Value| texts(patterns).any(|pattern| Arn::wildcard_match(&action, &pattern.to_lowercase()));
+    match statement.get("Action") {
+        Some(actions) => covers(actions),
+        None => statement.get("NotAction").is_some_and(|actions| !covers(actions)),
+    }
 }
 
 /// Whether a statement speaks of what is asked, leaving aside whether it allows or denies and to whom.
-fn applies(mut statement: Value, question: &Question) -> bool {
-    let denies = statement["Effect"] == "Deny";
-    let Some(members) = statement.as_object_mut() else {
+fn applies(statement: &Value, question: &Question) -> bool {
+    if !speaks_of(statement, &question.action) {
         return false;
+    }
+    let resource = question.resource.as_deref().and_then(|arn| Arn::parse(arn).ok());
+    let mut document = json!({"Effect": "Allow", "Action": question.action});
+    // A trust policy names no resource: it is the resource.
+    let of_all = match (statement.get("Resource"), statement.get("NotResource")) {
+        (Some(resources), _) => texts(resources).any(|pattern| pattern == "*"),
+        (None, Some(others)) => !texts(others).any(|pattern| pattern == "*"),
+        (None, None) => true,
     };
-    members.remove("Principal");
-    members.insert("Effect".to_owned(), json!("Allow"));
-    if !members.contains_key("Resource") && !members.contains_key("NotResource") {
-        members.insert("Resource".to_owned(), json!("*"));
+    if resource.is_none() && !of_all {
+        return false;
     }
-    let context: BTreeMap<String, &Vec<String>> =
-        question.context.iter().map(|(key, values)| (key.to_lowercase(), values)).collect();
-    if let Some(conditions) = members.remove("Condition") {
-        let (known, all_known) = conditions_in_lower_case(&conditions, &context, question.lenient);
-        if denies && !all_known {
-            return false;
-        }
-        if !known.is_empty() {
-            members.insert("Condition".to_owned(), Value::Object(known));
-        }
+    match (statement.get("Resource"), statement.get("NotResource")) {
+        (Some(resources), _) => document["Resource"] = resources.clone(),
+        (None, Some(others)) => document["NotResource"] = others.clone(),
+        (None, None) => document["Resource"] = json!("*"),
     }
-    let document = json!({"Version": "2012-10-17", "Statement": [statement]});
+    let mut given = Context::new();
+    for (key, values) in &question.context {
+        let value = match values.as_slice() {
+            [one] => ContextValue::String(one.clone()),
+            many => ContextValue::StringList(many.to_vec()),
+        };
+        // Conditions ask in lower case, `${…}` in a resource as it was written.
+        given.insert(key.clone(), value.clone());
+        given.insert(key.to_lowercase(), value);
+    }
+    if let Some(conditions) = statement.get("Condition") {
+        document["Condition"] = conditions_in_lower_case(conditions, &mut given);
+    }
+    let document = json!({"Version": "2012-10-17", "Statement": [document]});
     let Ok(policy) = IAMPolicy::from_json(&document.to_string()) else {
         return false;
     };
@@ -103,16 +152,7 @@ fn applies(mut statement: Value, question: &Question) -> bool {
         account_id: String::new(),
         resource: "any".into(),
     };
-    let resource = question.resource.as_deref().and_then(|arn| Arn::parse(arn).ok());
     let options = EvaluationOptions { ignore_resource_constraints: resource.is_none(), ..EvaluationOptions::default() };
-    let mut given = Context::new();
-    for (key, values) in &context {
-        let value = match values.as_slice() {
-            [one] => ContextValue::String(one.clone()),
-            many => ContextValue::StringList(many.to_vec()),
-        };
-        given.insert(key.clone(), value);
-    }
     let request = IAMRequest::new_with_context(
         Caller::Aws(PrincipalId::String("arn:aws:iam::000000000000:root".to_owned())),
         question.action.clone(),
@@ -123,30 +163,26 @@ fn applies(mut statement: Value, question: &Question) -> bool {
     evaluator.evaluate(&request).is_ok_and(|result| result.decision == Verdict::Allow)
 }
 
-/// Conditions with their keys in lower case; where lenient, without those whose key is not known, and whether that
-/// left all of them.
-fn conditions_in_lower_case(
-    conditions: &Value,
-    context: &BTreeMap<String, &Vec<String>>,
-    lenient: bool,
-) -> (Map<String, Value>, bool) {
-    let mut kept = Map::new();
-    let mut all_known = true;
+/// Conditions with their keys in lower case. What is asked for a truth is given as one: the evaluator takes a text
+/// for another kind of value.
+fn conditions_in_lower_case(conditions: &Value, given: &mut Context) -> Value {
+    let mut lower = Map::new();
     for (operator, keys) in conditions.as_object().into_iter().flatten() {
         let mut of_operator = Map::new();
         for (key, value) in keys.as_object().into_iter().flatten() {
             let key = key.to_lowercase();
-            if lenient && !context.contains_key(&key) {
-                all_known = false;
-                continue;
+            let truth = match given.get(&key) {
+                Some(ContextValue::String(text)) if operator.contains("Bool") => text.parse().ok(),
+                _ => None,
+            };
+            if let Some(truth) = truth {
+                given.insert(key.clone(), ContextValue::Boolean(truth));
             }
             of_operator.insert(key, value.clone());
         }
-        if !of_operator.is_empty() {
-            kept.insert(operator.clone(), Value::Object(of_operator));
-        }
+        lower.insert(operator.clone(), Value::Object(of_operator));
     }
-    (kept, all_known)
+    Value::Object(lower)
 }
 
 /// Whether a statement's `Principal` names one of the callers.
@@ -192,7 +228,6 @@ mod tests {
             action: action.to_owned(),
             resource: resource.map(str::to_owned),
             context: context.iter().map(|(key, value)| ((*key).to_owned(), vec![(*value).to_owned()])).collect(),
-            lenient: false,
         }
     }
 
@@ -219,8 +254,64 @@ mod tests {
         assert_eq!(decide(&documents, &question("iam:PassRole", role, &[])), Decision::Silence);
         let other = Some("arn:aws:iam::111122223333:role/other");
         assert_eq!(decide(&documents, &question("iam:PassRole", other, &to_eks)), Decision::Silence);
-        let lenient = Question { lenient: true, ..question("iam:PassRole", role, &[]) };
-        assert_eq!(decide(&documents, &lenient), Decision::Allow);
+    }
+
+    #[test]
+    fn an_action_without_resources_needs_a_statement_about_all() {
+        let of_one =
+            [json!({"Statement": {"Effect": "Allow", "Action": "ec2:Describe*", "Resource": "arn:aws:ec2:*:*:vpc/*"}})];
+        let of_all = [json!({"Statement": {"Effect": "Allow", "Action": "EC2:describevpcs", "Resource": ["*"]}})];
+        assert_eq!(decide(&of_one, &question("ec2:DescribeVpcs", None, &[])), Decision::Silence);
+        assert_eq!(decide(&of_all, &question("ec2:DescribeVpcs", None, &[])), Decision::Allow);
+    }
+
+    #[test]
+    fn a_key_that_the_request_lacks_is_absent_rather_than_passed_over() {
+        let with = |operator: &str, value: &str| {
+            [json!({"Statement": {"Effect": "Allow", "Action": "kms:CreateGrant", "Resource": "*",
+                "Condition": {operator: {"kms:GrantIsForAWSResource": value}}}})]
+        };
+        let given = [("kms:GrantIsForAwsResource", "true")];
+        for (operator, value, context, decision) in [
+            ("Bool", "true", &given[..], Decision::Allow),
+            ("Bool", "false", &given, Decision::Silence),
+            ("Bool", "true", &[], Decision::Silence),
+            ("BoolIfExists", "true", &[], Decision::Allow),
+            ("Null", "true", &[], Decision::Allow),
+            ("Null", "true", &given, Decision::Silence),
+            ("StringNotEquals", "true", &[], Decision::Allow),
+            ("StringLike", "*", &[], Decision::Silence),
+            ("ForAllValues:StringEquals", "x", &[], Decision::Allow),
+        ] {
+            let asked = question("kms:CreateGrant", None, context);
+            assert_eq!(decide(&with(operator, value), &asked), decision, "{operator} {value} {context:?}");
+        }
+    }
+
+    #[test]
+    fn every_of_several_values_is_compared() {
+        let documents = [json!({"Statement": {"Effect": "Allow", "Action": "ec2:CreateTags", "Resource": "*",
+            "Condition": {"ForAllValues:StringEquals": {"aws:TagKeys": ["a", "b"]}}}})];
+        let with = |keys: &[&str]| Question {
+            action: "ec2:CreateTags".into(),
+            resource: Some("arn:aws:ec2:eu-west-1:111122223333:instance/i-1".into()),
+            context: BTreeMap::from([("aws:TagKeys".into(), keys.iter().map(|key| (*key).to_owned()).collect())]),
+        };
+        assert_eq!(decide(&documents, &with(&["a", "b"])), Decision::Allow);
+        assert_eq!(decide(&documents, &with(&["a", "c"])), Decision::Silence);
+    }
+
+    #[test]
+    fn the_statements_that_allow_are_named() {
+        let documents = [
+            json!({"Statement": {"Effect": "Allow", "Action": "sqs:*", "Resource": "*"}}),
+            json!({"Statement": [
+                {"Effect": "Allow", "Action": "ec2:DescribeVpcs", "Resource": "*"},
+                {"Effect": "Allow", "NotAction": "iam:*", "Resource": "*"}]}),
+        ];
+        let (decision, by) = decide_by(&documents, &question("ec2:DescribeVpcs", None, &[]));
+        assert_eq!((decision, by), (Decision::Allow, vec![(1, 0), (1, 1)]));
+        assert!(!asks_for(&documents, "ec2:DescribeVpcs", "resourcetag/"));
     }
 
     #[test]

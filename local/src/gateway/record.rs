@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::call::{Answer, Call};
-use super::{operations, wire};
+use super::{authorize, operations, wire};
 
 /// One call.
 #[derive(Debug, Clone, Serialize)]
@@ -38,6 +38,9 @@ pub struct Entry {
     /// The function that called, where one did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub function: Option<String>,
+    /// The name that the caller's software gives itself in its user agent (`AWS_SDK_UA_APP_ID`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub app_id: Option<String>,
     /// As answered.
     pub request_id: String,
     /// HTTP status.
@@ -47,6 +50,9 @@ pub struct Entry {
     pub error_code: Option<String>,
     /// Names, ids and ARNs that the request named.
     pub resources: Vec<String>,
+    /// Why the caller was not allowed to call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub denied: Option<String>,
     /// The error that was injected.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
@@ -85,13 +91,15 @@ impl Record {
             region: call.region.clone(),
             service: call.service.clone(),
             action: call.action.clone(),
-            mutating: operations::mutating(&call.action) && !is_dry_run(call),
+            mutating: operations::mutating(&call.action) && !authorize::is_dry_run(call),
             principal: call.principal.arn.clone(),
             function: call.principal.function.clone(),
+            app_id: app_id(call),
             request_id: call.request_id.clone(),
             status: 0,
             error_code: None,
             resources: resources(call),
+            denied: None,
             fault: None,
         }
     }
@@ -110,8 +118,11 @@ impl Record {
     }
 }
 
-fn is_dry_run(call: &Call) -> bool {
-    call.service == "ec2" && wire::parameters(call).get("DryRun").is_some_and(|value| value == "true")
+/// `… app/slipway-open-run …`, as the SDKs write it.
+fn app_id(call: &Call) -> Option<String> {
+    let agents =
+        ["user-agent", "x-amz-user-agent"].into_iter().filter_map(|name| call.headers.get(name)?.to_str().ok());
+    agents.flat_map(str::split_whitespace).find_map(|part| part.strip_prefix("app/")).map(str::to_owned)
 }
 
 /// What a request names: the values of its members that end in Name, Id, Arn, Url or a plural of them, and of a

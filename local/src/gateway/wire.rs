@@ -295,7 +295,7 @@ fn namespace(service: &str) -> &'static str {
     }
 }
 
-fn version(service: &str) -> &'static str {
+pub(super) fn version(service: &str) -> &'static str {
     match service {
         "ec2" => "2016-11-15",
         "iam" => "2010-05-08",

@@ -182,6 +182,7 @@ fn function_principal(arn: &str) -> Option<Principal> {
         account: account.to_owned(),
         role_arn: Some(format!("arn:aws:iam::{account}:role/{role}")),
         function: Some(function.to_owned()),
+        session_policies: None,
     })
 }
 

@@ -134,16 +134,26 @@ impl RolePolicies for Iam {
         Some(documents)
     }
 
-    async fn arn(&self, account: &str, kind: &str, name: &str) -> Option<String> {
-        let (action, member) = match kind {
-            "role" => ("GetRole", "RoleName"),
-            "instance-profile" => ("GetInstanceProfile", "InstanceProfileName"),
-            _ => return None,
+    async fn boundary(&self, role_arn: &str) -> Option<Value> {
+        let answer = self.ask(role_arn, "GetRole", &[("RoleName", role_name(role_arn)?)]).await?;
+        let boundary = texts(&answer, "PermissionsBoundaryArn").into_iter().next()?;
+        self.managed(role_arn, &boundary).await
+    }
+
+    async fn managed(&self, role_arn: &str, policy_arn: &str) -> Option<Value> {
+        let answer = self.ask(role_arn, "GetPolicy", &[("PolicyArn", policy_arn)]).await?;
+        let version = texts(&answer, "DefaultVersionId").into_iter().next()?;
+        let parameters = [("PolicyArn", policy_arn), ("VersionId", version.as_str())];
+        let answer = self.ask(role_arn, "GetPolicyVersion", &parameters).await?;
+        document(texts(&answer, "Document").first()?)
+    }
+
+    async fn tags(&self, role_arn: &str) -> BTreeMap<String, String> {
+        let Some(name) = role_name(role_arn) else {
+            return BTreeMap::new();
         };
-        let account = format!("arn:aws:iam::{account}:");
-        let answer = self.ask(&account, action, &[(member, name)]).await?;
-        // An instance profile's answer has its role's ARN as well.
-        texts(&answer, "Arn").into_iter().find(|arn| arn.starts_with(&format!("{account}{kind}/")))
+        let answer = self.ask(role_arn, "ListRoleTags", &[("RoleName", name)]).await.unwrap_or_default();
+        texts(&answer, "Key").into_iter().zip(texts(&answer, "Value")).collect()
     }
 }
 
@@ -208,12 +218,17 @@ impl Iam {
         }
     }
 
-    async fn managed(&self, role_arn: &str, policy_arn: &str) -> Option<Value> {
-        let answer = self.ask(role_arn, "GetPolicy", &[("PolicyArn", policy_arn)]).await?;
-        let version = texts(&answer, "DefaultVersionId").into_iter().next()?;
-        let parameters = [("PolicyArn", policy_arn), ("VersionId", version.as_str())];
-        let answer = self.ask(role_arn, "GetPolicyVersion", &parameters).await?;
-        document(texts(&answer, "Document").first()?)
+    /// The whole ARN of a thing of IAM's, whose path its name does not tell.
+    async fn arn(&self, account: &str, kind: &str, name: &str) -> Option<String> {
+        let (action, member) = match kind {
+            "role" => ("GetRole", "RoleName"),
+            "instance-profile" => ("GetInstanceProfile", "InstanceProfileName"),
+            _ => return None,
+        };
+        let account = format!("arn:aws:iam::{account}:");
+        let answer = self.ask(&account, action, &[(member, name)]).await?;
+        // An instance profile's answer has its role's ARN as well.
+        texts(&answer, "Arn").into_iter().find(|arn| arn.starts_with(&format!("{account}{kind}/")))
     }
 }
 

@@ -89,6 +89,7 @@ impl Tasks {
             account: account.clone(),
             role_arn: Some(role_arn.to_owned()),
             function: None,
+            session_policies: None,
         };
         Aws { account, principal, ..self.aws.clone() }
     }

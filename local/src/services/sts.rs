@@ -139,8 +139,9 @@ impl Sts {
         }
         // A role that assumes a role keeps its session no longer than an hour.
         let longest = if call.principal.role_arn.is_some() { 3600 } else { role.longest_session };
-        let given = self.hand_out(role_arn, session_name, duration(&parameters, longest)?, &role);
-        Ok(given)
+        let seconds = duration(&parameters, longest)?;
+        let policies = self.session_policies(&parameters, role_arn).await?;
+        Ok(self.hand_out(role_arn, session_name, seconds, &role, policies))
     }
 
     /// A trust policy that names the caller or its role suffices within the account; one that names only its
@@ -202,7 +203,8 @@ impl Sts {
             return Err(not_authorized());
         }
         let seconds = duration(&parameters, role.longest_session)?;
-        let mut result = self.hand_out(role_arn, session_name, seconds, &role);
+        let policies = self.session_policies(&parameters, role_arn).await?;
+        let mut result = self.hand_out(role_arn, session_name, seconds, &role, policies);
         result.push_str(&wire::element("SubjectFromWebIdentityToken", &subject));
         result.push_str(&wire::element("Audience", audiences.first().map_or("", String::as_str)));
         result.push_str(&wire::element("Provider", &provider_arn));
@@ -236,8 +238,33 @@ impl Sts {
         Ok(())
     }
 
+    /// The policies that a session is asked to keep to, written out (`Policy`) or managed ones (`PolicyArns`).
+    async fn session_policies(
+        &self,
+        parameters: &BTreeMap<String, String>,
+        role_arn: &str,
+    ) -> Result<Option<Arc<Vec<Value>>>, AwsError> {
+        let mut policies = Vec::new();
+        if let Some(text) = parameters.get("Policy") {
+            let malformed = |_| AwsError::new(400, "MalformedPolicyDocument", "This policy contains invalid Json");
+            policies.push(serde_json::from_str(text).map_err(malformed)?);
+        }
+        for arn in (1..).map_while(|n| parameters.get(&format!("PolicyArns.member.{n}.arn"))) {
+            let missing = || AwsError::new(400, "ValidationError", format!("Policy {arn} does not exist."));
+            policies.push(self.iam.managed(role_arn, arn).await.ok_or_else(missing)?);
+        }
+        Ok((!policies.is_empty()).then(|| Arc::new(policies)))
+    }
+
     /// Makes a session and answers its `Credentials` and `AssumedRoleUser`.
-    fn hand_out(&self, role_arn: &str, session_name: &str, seconds: i64, role: &Role) -> String {
+    fn hand_out(
+        &self,
+        role_arn: &str,
+        session_name: &str,
+        seconds: i64,
+        role: &Role,
+        session_policies: Option<Arc<Vec<Value>>>,
+    ) -> String {
         let account = role_arn.split(':').nth(4).unwrap_or_default();
         let role_name = role_arn.rsplit('/').next().unwrap_or_default();
         let arn = format!("arn:aws:sts::{account}:assumed-role/{role_name}/{session_name}");
@@ -254,6 +281,7 @@ impl Sts {
                     account: account.to_owned(),
                     role_arn: Some(role_arn.to_owned()),
                     function: None,
+                    session_policies,
                 },
                 secret: secret.clone(),
                 token: Some(token.clone()),
@@ -451,10 +479,6 @@ mod tests {
     impl RolePolicies for Account {
         async fn policies(&self, _role_arn: &str) -> Option<Vec<Value>> {
             Some(self.policies.clone())
-        }
-
-        async fn arn(&self, _account: &str, _kind: &str, _name: &str) -> Option<String> {
-            None
         }
     }
 
@@ -787,6 +811,7 @@ mod tests {
             account: "111122223333".into(),
             role_arn: Some("arn:aws:iam::111122223333:role/step".into()),
             function: Some("step".into()),
+            session_policies: None,
         };
         let allowed = json!({"Statement": [{"Effect": "Allow", "Action": "sts:AssumeRole", "Resource": ACCESS}]});
         let parameters = [("RoleArn", ACCESS), ("RoleSessionName", "step"), ("ExternalId", "x")];

@@ -82,7 +82,12 @@ fn every_step_has_its_function_and_every_function_its_step() {
         let step = function["Handler"].as_str().unwrap();
         assert_eq!(samples::kebab(id.strip_suffix("Function").unwrap()), step);
         assert_eq!(function["FunctionName"], format!("slipway-{step}"));
-        for field in ["Role", "Environment", "Timeout", "CodeUri", "AutoPublishAlias"] {
+        // CloudTrail names the function by it, whichever session it called in.
+        assert_eq!(
+            function["Environment"],
+            serde_json::json!({"Variables": {"AWS_SDK_UA_APP_ID": function["FunctionName"]}})
+        );
+        for field in ["Role", "Timeout", "CodeUri", "AutoPublishAlias"] {
             assert!(!function.contains_key(field), "{id} has a {field} of its own");
         }
         assert!(template["Resources"][id]["Metadata"]["BuildMethod"] == "rust-cargolambda", "{id}");
