@@ -28,6 +28,22 @@ pub fn role(cluster: &ClusterKey, suffix: &str) -> String {
     iam_name(cluster, suffix, ROLE_LIMIT)
 }
 
+/// The role of an add-on's pods, `slipway-eks-<cluster>-<region>-addon-<addon>`, at most 64 characters.
+#[must_use]
+pub fn addon_role(cluster: &ClusterKey, addon: &str) -> String {
+    role(cluster, &format!("addon-{addon}"))
+}
+
+/// The partition of a region: `aws`, `aws-cn` or `aws-us-gov`.
+#[must_use]
+pub fn partition(region: &str) -> &'static str {
+    match region {
+        _ if region.starts_with("cn-") => "aws-cn",
+        _ if region.starts_with("us-gov-") => "aws-us-gov",
+        _ => "aws",
+    }
+}
+
 /// The IAM policy `slipway-eks-<cluster>-<region>-<part>`, at most 128 characters.
 #[must_use]
 pub fn policy(cluster: &ClusterKey, part: &str) -> String {
