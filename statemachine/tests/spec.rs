@@ -94,7 +94,7 @@ fn values_are_held_against_the_rules_of_aws() {
         ("/name", json!("de.mo"), json!("D")),
         ("/name", json!(""), json!("x".repeat(100))),
         ("/name", json!("x".repeat(101)), json!("9lives")),
-        ("/region", json!("eu-west"), json!("us-gov-west-1")),
+        ("/region", json!("eu-west"), json!("ap-southeast-2")),
         ("/region", json!("Frankfurt"), json!("ap-southeast-2")),
         ("/account", json!("12345"), json!("012345678901")),
         ("/version", json!("v1.36"), json!("1.35")),

@@ -161,9 +161,9 @@ impl Eks {
             }
         }
         let owner = addon.view["addonArn"].as_str().unwrap_or_default().to_owned();
-        let owned = cluster.own(&id, &owner, &request.input["podIdentityAssociations"]);
+        let bound = cluster.own(&id, &owner, &request.input["podIdentityAssociations"]);
         let addon = cluster.addon(name)?;
-        if let Some(arns) = owned {
+        if let Some(arns) = bound {
             addon.view["podIdentityAssociations"] = json!(arns);
         }
         addon.view["status"] = json!("UPDATING");
