@@ -96,7 +96,13 @@ mod tests {
     }
 
     fn settings(identity: Identity) -> Settings<'static> {
-        Settings { cluster: "demo", queue: "slipway-eks-demo", identity, controller_role_arn: "arn:role", zonal_shift: false }
+        Settings {
+            cluster: "demo",
+            queue: "slipway-eks-demo",
+            identity,
+            controller_role_arn: "arn:role",
+            zonal_shift: false,
+        }
     }
 
     #[test]

@@ -322,7 +322,8 @@ impl Cloud {
         let sam = self.paths.tool("sam")?;
         let home = self.dir.join("home");
         let parameters = deploy::parameters(self.speed);
-        let deployed = deploy::deploy(&sam, &template, &parameters, &bucket, &self.env(), &home, &self.log("sam")).await;
+        let deployed =
+            deploy::deploy(&sam, &template, &parameters, &bucket, &self.env(), &home, &self.log("sam")).await;
         if let Err(error) = deployed {
             self.telling.store(true, Ordering::Relaxed);
             let aws = self.gateway.client("cloudformation.amazonaws.com", ACCOUNT, REGION);

@@ -60,7 +60,8 @@ fn version(spec: &ClusterSpec, there: &There, found: &mut Vec<Violation>) {
     if *asked == there.version {
         return;
     }
-    let mut violation = immutable("$.version", asked, format!("must stay {}: EKS takes no version back", there.version));
+    let mut violation =
+        immutable("$.version", asked, format!("must stay {}: EKS takes no version back", there.version));
     if minor(asked) > minor(&there.version) {
         violation.name = ErrorName::NotYetSupported;
         violation.rule = format!("must stay {}: this release upgrades no control plane", there.version);
@@ -149,11 +150,16 @@ mod tests {
 
     #[test]
     fn what_eks_fixes_at_birth_is_refused_by_name() {
-        let existing = json!({"existing": {"vpcId": "vpc-76543210", "subnetIds": ["subnet-01234567", "subnet-76543210"]}});
+        let existing =
+            json!({"existing": {"vpcId": "vpc-76543210", "subnetIds": ["subnet-01234567", "subnet-76543210"]}});
         for (over, path, name) in [
             (json!({"version": "1.35"}), "$.version", ErrorName::ImmutableChange),
             (json!({"version": "1.37"}), "$.version", ErrorName::NotYetSupported),
-            (json!({"network": {"create": {"cidr": "10.30.0.0/16"}}}), "$.network.create.cidr", ErrorName::ImmutableChange),
+            (
+                json!({"network": {"create": {"cidr": "10.30.0.0/16"}}}),
+                "$.network.create.cidr",
+                ErrorName::ImmutableChange,
+            ),
             (json!({"network": {"create": {"zones": 3}}}), "$.network.create.zones", ErrorName::ImmutableChange),
             (json!({"network": existing}), "$.network.existing.vpcId", ErrorName::ImmutableChange),
             (json!({"core": {"instanceTypes": ["m7g.large"]}}), "$.core.instanceTypes", ErrorName::ImmutableChange),
@@ -178,7 +184,8 @@ mod tests {
         let strange = There { registered: None, ours: false, core_instance_types: None, ..there() };
         assert_eq!(refused(&json!({}), &strange), [("$.network".to_owned(), ErrorName::ImmutableChange)]);
         assert_eq!(refused(&json!({}), &There { ours: true, ..strange.clone() }), []);
-        let existing = json!({"existing": {"vpcId": "vpc-01234567", "subnetIds": ["subnet-01234567", "subnet-76543210"]}});
+        let existing =
+            json!({"existing": {"vpcId": "vpc-01234567", "subnetIds": ["subnet-01234567", "subnet-76543210"]}});
         assert_eq!(refused(&json!({"network": existing}), &strange), []);
     }
 }

@@ -10,8 +10,7 @@ use serde_json::Value;
 use crate::names::partition;
 use crate::spec::{
     AccessSpec, AddonIdentity, AddonSpec, ClusterSpec, CoreSpec, KarpenterSpec, NetworkCreate, NetworkExisting,
-    NetworkSpec,
-    NodePoolSpec,
+    NetworkSpec, NodePoolSpec,
 };
 use crate::{ErrorName, StepError};
 

@@ -128,7 +128,11 @@ fn values_are_held_against_the_rules_of_aws() {
         ("/nodePools/0/capacity", json!(["spot", "spot"]), json!(["on-demand", "spot"])),
         ("/addons", json!({ "a b": {} }), json!({ "aws-ebs-csi-driver": { "version": "v1.50.0-eksbuild.1" } })),
         ("/addons", json!({ "a": { "configuration": 3 } }), json!({ "a": { "configuration": { "replicas": 1 } } })),
-        ("/addons", json!({ "a": { "identity": { "roleArn": "r" } } }), json!({ "a": { "identity": { "policyArns": [] } } })),
+        (
+            "/addons",
+            json!({ "a": { "identity": { "roleArn": "r" } } }),
+            json!({ "a": { "identity": { "policyArns": [] } } }),
+        ),
         (
             "/addons",
             json!({ "a": { "identity": { "policyArns": ["arn:aws:iam::aws:role/x"] } } }),

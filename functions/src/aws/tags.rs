@@ -23,12 +23,7 @@ pub fn ours(cluster: &ClusterKey, tags: &BTreeMap<String, String>, what: &str) -
 ///
 /// # Errors
 /// `NotOurs`, naming `what`.
-pub fn takes(
-    cluster: &ClusterKey,
-    adopt: bool,
-    tags: &BTreeMap<String, String>,
-    what: &str,
-) -> Result<(), StepError> {
+pub fn takes(cluster: &ClusterKey, adopt: bool, tags: &BTreeMap<String, String>, what: &str) -> Result<(), StepError> {
     if adopt && !tags.contains_key(names::CLUSTER_TAG) { Ok(()) } else { ours(cluster, tags, what) }
 }
 

@@ -217,11 +217,7 @@ pub(crate) async fn observe(
 }
 
 /// Entries of ours that are no longer wanted: admins that the spec no longer names. What others made stays.
-pub(crate) async fn dismissed(
-    cx: &Context,
-    cluster: &ClusterKey,
-    wanted: &[Wanted],
-) -> Result<Vec<Wanted>, StepError> {
+pub(crate) async fn dismissed(cx: &Context, cluster: &ClusterKey, wanted: &[Wanted]) -> Result<Vec<Wanted>, StepError> {
     let listed = cx.aws.eks().list_access_entries().cluster_name(&cluster.name).into_paginator().items().send();
     let listed = listed.collect::<Result<Vec<_>, _>>().await.during("eks:ListAccessEntries")?;
     let mut dismissed = Vec::new();
@@ -264,12 +260,10 @@ async fn act(
 ) -> Result<(), StepError> {
     let (eks, name, principal) = (cx.aws.eks(), &input.cluster.name, &wanted.principal);
     match change {
-        Change::Delete => {
-            match eks.delete_access_entry().cluster_name(name).principal_arn(principal).send().await {
-                Err(error) if code(&error) == Some("ResourceNotFoundException") => Ok(()),
-                answer => answer.map(|_| ()).during("eks:DeleteAccessEntry"),
-            }
-        }
+        Change::Delete => match eks.delete_access_entry().cluster_name(name).principal_arn(principal).send().await {
+            Err(error) if code(&error) == Some("ResourceNotFoundException") => Ok(()),
+            answer => answer.map(|_| ()).during("eks:DeleteAccessEntry"),
+        },
         Change::Create => eks
             .create_access_entry()
             .cluster_name(name)

@@ -10,9 +10,7 @@ use time::{Duration, OffsetDateTime};
 use crate::{
     Context,
     aws::error::During as _,
-    state::{
-        runs::{Closing, Outcome, Purpose, RunRow},
-    },
+    state::runs::{Closing, Outcome, Purpose, RunRow},
 };
 
 /// Closes a run.

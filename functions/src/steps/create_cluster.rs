@@ -7,7 +7,8 @@ use std::{
 
 use aws_sdk_eks::types::{
     AuthenticationMode, Cluster, ClusterStatus, CreateAccessConfigRequest, EncryptionConfig, LogSetup, LogType,
-    Logging, Provider, SupportType, UpdateAccessConfigRequest, UpgradePolicyRequest, VpcConfigRequest, ZonalShiftConfigRequest,
+    Logging, Provider, SupportType, UpdateAccessConfigRequest, UpgradePolicyRequest, VpcConfigRequest,
+    ZonalShiftConfigRequest,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -146,7 +146,12 @@ fn wanted(phase: Phase, spec: &BTreeMap<String, AddonSpec>) -> BTreeMap<String, 
     }
 }
 
-pub(crate) fn decide(input: &Input, name: &str, wanted: &Wanted, found: Option<&Observed>) -> Result<Action, StepError> {
+pub(crate) fn decide(
+    input: &Input,
+    name: &str,
+    wanted: &Wanted,
+    found: Option<&Observed>,
+) -> Result<Action, StepError> {
     let Some(found) = found else { return Ok(Action::Create) };
     takes(&input.cluster, input.adopt, &found.tags, &format!("The add-on {name}"))?;
     let addon = &wanted.addon;
@@ -523,10 +528,8 @@ mod tests {
     #[test]
     fn a_spec_may_speak_of_ours_and_bring_its_own() {
         let versioned = AddonSpec { version: Some("v9".into()), ..AddonSpec::default() };
-        let spec = BTreeMap::from([
-            ("vpc-cni".to_owned(), versioned.clone()),
-            (EBS_DRIVER.to_owned(), AddonSpec::default()),
-        ]);
+        let spec =
+            BTreeMap::from([("vpc-cni".to_owned(), versioned.clone()), (EBS_DRIVER.to_owned(), AddonSpec::default())]);
         let before = wanted(Phase::Before, &spec);
         assert_eq!((before.len(), &before["vpc-cni"]), (3, &versioned));
         let after: Vec<_> = wanted(Phase::After, &spec).into_keys().collect();
@@ -583,10 +586,7 @@ mod tests {
             .service_account("ebs-csi-controller-sa")
             .recommended_managed_policies("arn:aws:iam::aws:policy/service-role/AmazonEBSCSIDriverPolicy")
             .build()];
-        assert_eq!(
-            policies(&[], &recommended),
-            ["arn:aws:iam::aws:policy/service-role/AmazonEBSCSIDriverPolicy"]
-        );
+        assert_eq!(policies(&[], &recommended), ["arn:aws:iam::aws:policy/service-role/AmazonEBSCSIDriverPolicy"]);
         assert_eq!(policies(&["arn:mine".to_owned()], &recommended), ["arn:mine"]);
         let role = role(&input(), EBS_DRIVER, vec![]);
         assert_eq!(role.name, "slipway-eks-demo-eu-west-1-addon-aws-ebs-csi-driver");

@@ -216,7 +216,10 @@ impl Findings {
             errors.iter().zip(1..).map(|(finding, number)| format!("[{number}] {finding}")).collect();
         let cause = format!("The run would fail later for {count} {noun}: {}", list.join(" "));
         let reach_alone = errors.iter().all(|finding| finding.check == REACH);
-        Err(StepError::new(if reach_alone { ErrorName::EndpointUnreachable } else { ErrorName::PreflightFailed }, cause))
+        Err(StepError::new(
+            if reach_alone { ErrorName::EndpointUnreachable } else { ErrorName::PreflightFailed },
+            cause,
+        ))
     }
 }
 

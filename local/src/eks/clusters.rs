@@ -211,8 +211,7 @@ impl Eks {
         cluster.view["encryptionConfig"] = request.input["encryptionConfig"].clone();
         cluster.view["status"] = json!("UPDATING");
         let params = [("EncryptionConfig", request.input["encryptionConfig"].to_string())];
-        let update =
-            cluster.begin_update(Subject::Cluster, "AssociateEncryptionConfig", &params, &request.input);
+        let update = cluster.begin_update(Subject::Cluster, "AssociateEncryptionConfig", &params, &request.input);
         drop(state);
         self.finish_cluster_update(&id);
         Ok(json!({"update": update}))

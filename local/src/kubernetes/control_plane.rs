@@ -147,7 +147,11 @@ impl Components {
 
         let (mut supervisor, mut ended) = Supervisor::new(format!("{}/{}", cluster.region, cluster.name), logs);
         supervisor.start("etcd", programs, etcd_flags(dir, etcd_port))?;
-        supervisor.start("kube-apiserver", programs, api_server_flags(cluster, &files, &webhook, &audit, etcd_port, port))?;
+        supervisor.start(
+            "kube-apiserver",
+            programs,
+            api_server_flags(cluster, &files, &webhook, &audit, etcd_port, port),
+        )?;
         let admin = client(admin).await?;
         // Without the admin's client, which would log each refusal as an error.
         let authority = reqwest::Certificate::from_pem(certificates.authority.as_bytes())?;
