@@ -165,6 +165,27 @@ mod tests {
     }
 
     #[test]
+    fn clusters_side_by_side_share_no_name() {
+        let keys = ["demo", "demo-2", "demo_2", "demo-core", "demo-addon", "Demo"].map(key);
+        let mut seen = BTreeSet::new();
+        for key in &keys {
+            let suffixes = ["cluster", "core", "node", "controller"];
+            let kinds = ["health", "spot-interruption", "rebalance", "state-change", "capacity-reservation"];
+            let roles = suffixes.iter().map(|suffix| role(key, suffix));
+            // IAM tells roles, policies and profiles apart by kind, and does not tell capitals apart.
+            let made = roles
+                .chain([addon_role(key, "aws-ebs-csi-driver"), addon_role(key, "core")])
+                .map(|name| format!("role {}", name.to_lowercase()))
+                .chain(["node-lifecycle", "interruption"].map(|part| format!("policy {}", policy(key, part).to_lowercase())))
+                .chain(kinds.iter().map(|kind| format!("rule {}", rule(key, kind))))
+                .chain([format!("queue {}", queue(key)), format!("stack {}", stack(key))]);
+            for name in made {
+                assert!(seen.insert(name.clone()), "{name} is two things' name");
+            }
+        }
+    }
+
+    #[test]
     fn overlong_names_are_cut_and_keep_their_suffix() {
         let longest = in_region(&"x".repeat(100), "ap-southeast-1");
         let name = role(&longest, "controller");

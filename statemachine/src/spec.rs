@@ -295,8 +295,8 @@ pub enum AddonIdentity {
         #[schemars(length(max = 10), inner(regex(pattern = r"^arn:aws[a-z-]*:iam::(aws|[0-9]{12}):policy/.+$")))]
         Vec<String>,
     ),
-    /// A role that is there and trusts `pods.eks.amazonaws.com`.
-    RoleArn(#[schemars(regex(pattern = r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/.+$"))] String),
+    /// A role that is there, trusts `pods.eks.amazonaws.com` and is called `slipway-addon-…`, since no other is handed on.
+    RoleArn(#[schemars(regex(pattern = r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/slipway-addon-.+$"))] String),
 }
 
 /// Support after a version's standard time.
