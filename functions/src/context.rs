@@ -3,6 +3,7 @@
 use std::env;
 
 use slipway_statemachine::{ErrorName, StepError};
+use time::Duration;
 
 use crate::{aws::Clients, state::Table};
 
@@ -39,6 +40,9 @@ pub struct Settings {
     pub bus: String,
     /// `SLIPWAY_CLUSTER_ACCESS_ROLE_ARN`: the role that logs in to clusters.
     pub cluster_access_role_arn: String,
+    /// `SLIPWAY_LEASE_GRACE_SECONDS`: how long a function may outlive its stopped execution, at least the longest
+    /// function timeout. A lease that was cut off is not taken before.
+    pub lease_grace: Duration,
 }
 
 impl Settings {
@@ -53,6 +57,9 @@ impl Settings {
             table: read("SLIPWAY_TABLE")?,
             bus: read("SLIPWAY_BUS")?,
             cluster_access_role_arn: read("SLIPWAY_CLUSTER_ACCESS_ROLE_ARN")?,
+            lease_grace: read("SLIPWAY_LEASE_GRACE_SECONDS")?.parse().map(Duration::seconds).map_err(|_| {
+                StepError::new(ErrorName::Internal, "SLIPWAY_LEASE_GRACE_SECONDS is not a whole number of seconds.")
+            })?,
         })
     }
 }

@@ -17,6 +17,8 @@ pub struct Settings<'a> {
     pub identity: Identity,
     /// The controller's role.
     pub controller_role_arn: &'a str,
+    /// The cluster is registered for zonal shift; Karpenter ends with a panic when it is told so of one that is not.
+    pub zonal_shift: bool,
 }
 
 /// Our values with the user's laid over them.
@@ -31,6 +33,9 @@ pub fn values(settings: &Settings<'_>, user: &Map<String, Value>) -> Map<String,
             "eksControlPlane": true,
         }),
     );
+    if settings.zonal_shift {
+        values["settings"]["enableZonalShift"] = json!(true);
+    }
     let mut account = json!({ "create": true, "name": crate::policy::SERVICE_ACCOUNT });
     if settings.identity == Identity::Irsa {
         account["annotations"] = json!({ ROLE_ANNOTATION: settings.controller_role_arn });
@@ -91,7 +96,13 @@ mod tests {
     }
 
     fn settings(identity: Identity) -> Settings<'static> {
-        Settings { cluster: "demo", queue: "slipway-eks-demo", identity, controller_role_arn: "arn:role" }
+        Settings {
+            cluster: "demo",
+            queue: "slipway-eks-demo",
+            identity,
+            controller_role_arn: "arn:role",
+            zonal_shift: false,
+        }
     }
 
     #[test]
@@ -119,8 +130,10 @@ mod tests {
 
     #[test]
     fn pod_identity_needs_no_annotation() {
-        let settings = settings(Identity::PodIdentity);
-        assert_eq!(values(&settings, &Map::new())["serviceAccount"], json!({ "create": true, "name": "karpenter" }));
+        let settings = Settings { zonal_shift: true, ..settings(Identity::PodIdentity) };
+        let values = values(&settings, &Map::new());
+        assert_eq!(values["serviceAccount"], json!({ "create": true, "name": "karpenter" }));
+        assert_eq!(values["settings"]["enableZonalShift"], true);
     }
 
     #[test]

@@ -35,6 +35,7 @@ const SETTINGS: Settings<'static> = Settings {
     queue: "slipway-eks-demo",
     identity: slipway_statemachine::spec::Identity::Irsa,
     controller_role_arn: "arn:aws:iam::111122223333:role/slipway-eks-demo-eu-west-1-controller",
+    zonal_shift: false,
 };
 
 fn manifests_on(user: &Value, kubernetes: &str, served: &[&str]) -> Result<Vec<Value>, Error> {

@@ -321,7 +321,9 @@ impl Cloud {
         let template = deploy::lay_out(&self.dir.join("build"), &bootstrap)?;
         let sam = self.paths.tool("sam")?;
         let home = self.dir.join("home");
-        let deployed = deploy::deploy(&sam, &template, &bucket, &self.env(), &home, &self.log("sam")).await;
+        let parameters = deploy::parameters(self.speed);
+        let deployed =
+            deploy::deploy(&sam, &template, &parameters, &bucket, &self.env(), &home, &self.log("sam")).await;
         if let Err(error) = deployed {
             self.telling.store(true, Ordering::Relaxed);
             let aws = self.gateway.client("cloudformation.amazonaws.com", ACCOUNT, REGION);

@@ -35,12 +35,16 @@ error_names! {
     InvalidInput => "Correct the named field and start the run again.",
     /// A field that this release knows but does not act on yet.
     NotYetSupported => "Remove the field, or wait for the release that supports it.",
+    /// The spec asks the cluster that is there for what EKS fixes when it makes one; nothing was touched.
+    ImmutableChange => "Ask for what is there, or make a cluster of another name and move to it.",
     /// Another run holds the cluster's lease.
     LeaseHeld => "Wait for the named execution to end, or stop it; then start again.",
     /// The lease went to another run while this one worked.
     LeaseLost => "Another run took over; look at that run instead.",
     /// Preflight found what would fail later; the cause lists every finding.
     PreflightFailed => "Fix each finding, then start again.",
+    /// The functions cannot reach the API server that the spec asks for.
+    EndpointUnreachable => "Open the public endpoint to 0.0.0.0/0; every call still needs a login.",
     /// Something with the wanted name exists and is not ours.
     NotOurs => "Rename the cluster, delete the foreign resource, or set \"adopt\": true.",
     /// The network stack could not be made.

@@ -3,6 +3,7 @@
 
 pub mod error;
 pub mod finding;
+pub mod immutable;
 pub mod names;
 pub mod plan;
 pub mod prices;

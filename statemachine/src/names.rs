@@ -28,6 +28,22 @@ pub fn role(cluster: &ClusterKey, suffix: &str) -> String {
     iam_name(cluster, suffix, ROLE_LIMIT)
 }
 
+/// The role of an add-on's pods, `slipway-eks-<cluster>-<region>-addon-<addon>`, at most 64 characters.
+#[must_use]
+pub fn addon_role(cluster: &ClusterKey, addon: &str) -> String {
+    role(cluster, &format!("addon-{addon}"))
+}
+
+/// The partition of a region: `aws`, `aws-cn` or `aws-us-gov`.
+#[must_use]
+pub fn partition(region: &str) -> &'static str {
+    match region {
+        _ if region.starts_with("cn-") => "aws-cn",
+        _ if region.starts_with("us-gov-") => "aws-us-gov",
+        _ => "aws",
+    }
+}
+
 /// The IAM policy `slipway-eks-<cluster>-<region>-<part>`, at most 128 characters.
 #[must_use]
 pub fn policy(cluster: &ClusterKey, part: &str) -> String {
@@ -146,6 +162,27 @@ mod tests {
         let stacks: BTreeSet<_> = regional.iter().map(|k| stack(k)).collect();
         assert_eq!((queues.len(), stacks.len()), (regional.len(), regional.len()));
         assert_ne!(rule(&key("a"), "b-c"), rule(&key("a-b"), "c"));
+    }
+
+    #[test]
+    fn clusters_side_by_side_share_no_name() {
+        let keys = ["demo", "demo-2", "demo_2", "demo-core", "demo-addon", "Demo"].map(key);
+        let mut seen = BTreeSet::new();
+        for key in &keys {
+            let suffixes = ["cluster", "core", "node", "controller"];
+            let kinds = ["health", "spot-interruption", "rebalance", "state-change", "capacity-reservation"];
+            let roles = suffixes.iter().map(|suffix| role(key, suffix));
+            // IAM tells roles, policies and profiles apart by kind, and does not tell capitals apart.
+            let made = roles
+                .chain([addon_role(key, "aws-ebs-csi-driver"), addon_role(key, "core")])
+                .map(|name| format!("role {}", name.to_lowercase()))
+                .chain(["node-lifecycle", "interruption"].map(|part| format!("policy {}", policy(key, part).to_lowercase())))
+                .chain(kinds.iter().map(|kind| format!("rule {}", rule(key, kind))))
+                .chain([format!("queue {}", queue(key)), format!("stack {}", stack(key))]);
+            for name in made {
+                assert!(seen.insert(name.clone()), "{name} is two things' name");
+            }
+        }
     }
 
     #[test]

@@ -64,6 +64,9 @@ pub struct ClusterSpec {
     /// The proof at the end of a run.
     #[serde(default)]
     pub verify: VerifySpec,
+    /// Take over a cluster of this name, and what belongs to it, that bears nobody's tag.
+    #[serde(default)]
+    pub adopt: bool,
     /// Tags for everything that is made.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
@@ -278,6 +281,22 @@ pub struct AddonSpec {
     /// The add-on's own configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub configuration: Option<Value>,
+    /// The IAM role of its pods, by EKS Pod Identity. Default: what the add-on has, or its nodes' role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub identity: Option<AddonIdentity>,
+}
+
+/// The IAM role of an add-on's pods.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum AddonIdentity {
+    /// A role of its own with these managed policies; none listed: those that EKS recommends for the add-on.
+    PolicyArns(
+        #[schemars(length(max = 10), inner(regex(pattern = r"^arn:aws[a-z-]*:iam::(aws|[0-9]{12}):policy/.+$")))]
+        Vec<String>,
+    ),
+    /// A role that is there, trusts `pods.eks.amazonaws.com` and is called `slipway-addon-…`, since no other is handed on.
+    RoleArn(#[schemars(regex(pattern = r"^arn:aws[a-z-]*:iam::[0-9]{12}:role/slipway-addon-.+$"))] String),
 }
 
 /// Support after a version's standard time.

@@ -7,9 +7,10 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::names::partition;
 use crate::spec::{
-    AccessSpec, AddonSpec, ClusterSpec, CoreSpec, KarpenterSpec, NetworkCreate, NetworkExisting, NetworkSpec,
-    NodePoolSpec,
+    AccessSpec, AddonIdentity, AddonSpec, ClusterSpec, CoreSpec, KarpenterSpec, NetworkCreate, NetworkExisting,
+    NetworkSpec, NodePoolSpec,
 };
 use crate::{ErrorName, StepError};
 
@@ -22,7 +23,8 @@ pub struct Violation {
     pub value: Value,
     /// What should stand there: a phrase that follows the path, `must be 2 or 3`.
     pub rule: String,
-    /// [`ErrorName::InvalidInput`], or [`ErrorName::NotYetSupported`] for what a later release will act on.
+    /// [`ErrorName::InvalidInput`]; [`ErrorName::NotYetSupported`] for what a later release will act on;
+    /// [`ErrorName::ImmutableChange`] for what the cluster that is there cannot become.
     pub name: ErrorName,
 }
 
@@ -39,12 +41,12 @@ impl fmt::Display for Violation {
 }
 
 impl From<Vec<Violation>> for StepError {
-    /// One error for all violations: `InvalidInput` if any is that, else `NotYetSupported`.
+    /// One error for all violations: `InvalidInput` if any is that, else `ImmutableChange`, else `NotYetSupported`.
     fn from(violations: Vec<Violation>) -> Self {
-        let name = violations
-            .iter()
-            .find(|violation| violation.name == ErrorName::InvalidInput)
-            .map_or(ErrorName::NotYetSupported, |violation| violation.name);
+        let name = [ErrorName::InvalidInput, ErrorName::ImmutableChange]
+            .into_iter()
+            .find(|name| violations.iter().any(|violation| violation.name == *name))
+            .unwrap_or(ErrorName::NotYetSupported);
         let list: Vec<String> = violations.iter().map(ToString::to_string).collect();
         Self::new(name, format!("The ClusterSpec is refused: {}.", list.join("; ")))
     }
@@ -52,7 +54,6 @@ impl From<Vec<Violation>> for StepError {
 
 /// Fields that the design has and this release does not act on, with what stands in for them today.
 const LATER: &[(&str, &str)] = &[
-    ("adopt", "foreign resources are never adopted"),
     ("awake", "clusters are not put to sleep"),
     ("drift", "a cluster is repaired when its run is started again"),
     ("mode", "every run acts"),
@@ -61,6 +62,9 @@ const LATER: &[(&str, &str)] = &[
 
 /// Namespaces of tags that belong to others than the person who writes the spec.
 const RESERVED_TAGS: &[&str] = &["aws:", "eks:", "karpenter.sh", "karpenter.k8s.aws", "kubernetes.io", "slipway:"];
+
+/// Blocks that EC2 gives to no VPC (VPC user guide, "VPC CIDR blocks").
+const NO_VPC: &[&str] = &["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"];
 
 const LOG_TYPES: &[&str] = &["api", "audit", "authenticator", "controllerManager", "scheduler"];
 
@@ -109,17 +113,23 @@ fn shape_violation(error: &serde_path_to_error::Error<serde_json::Error>, raw: &
         (at, format!("must be one of {known}"))
     } else {
         let expected = message.rsplit_once("expected ").map_or(message.as_str(), |(_, expected)| expected);
-        (at, format!("must be {}", in_json_words(expected)))
+        let rule = format!("must be {}", in_json_words(expected, &at));
+        (at, rule)
     };
     Violation { value: lookup(raw, &path), path, rule, name: ErrorName::InvalidInput }
 }
 
-fn in_json_words(expected: &str) -> &str {
+fn in_json_words<'a>(expected: &'a str, at: &str) -> &'a str {
     match expected {
         "a sequence" => "a list",
         "u8" | "u16" | "u32" | "u64" => "a whole number, zero or more, within its range",
-        "map with a single key" => "an object with a single key: `create` or `existing`",
-        text if text.starts_with("enum ") => "an object with a single key: `create` or `existing`",
+        text if text == "map with a single key" || text.starts_with("enum ") => {
+            if at.ends_with(".identity") {
+                "an object with a single key: `policyArns` or `roleArn`"
+            } else {
+                "an object with a single key: `create` or `existing`"
+            }
+        }
         text if text.starts_with("struct ") || text == "a map" => "an object",
         text => text,
     }
@@ -176,11 +186,6 @@ impl Findings {
                 self.later(&format!("$.{field}"), value, instead);
             }
         }
-        for (name, addon) in fields.get_mut("addons").and_then(Value::as_object_mut).into_iter().flatten() {
-            if let Some(value) = addon.as_object_mut().and_then(|addon| addon.remove("identity")) {
-                self.later(&format!("$.addons.{name}.identity"), value, "add-ons use the nodes' role");
-            }
-        }
     }
 
     /// serde reads a list as an object's fields in order; nobody means that.
@@ -218,6 +223,7 @@ impl Findings {
             NetworkSpec::Existing(existing) => self.network_existing(existing),
         }
         self.access(&spec.access);
+        self.place(spec);
         self.core(&spec.core);
         self.karpenter(&spec.karpenter);
         self.node_pools(&spec.node_pools);
@@ -227,7 +233,7 @@ impl Findings {
         let rule = format!("must be one of {}", LOG_TYPES.join(", "));
         self.each("$.logging", &spec.logging, &rule, |kind| LOG_TYPES.contains(&kind.as_str()));
         if let Some(arn) = &spec.encryption_key_arn {
-            let holds = arn_parts(arn).is_some_and(|(service, _, rest)| service == "kms" && rest.starts_with("key/"));
+            let holds = Arn::of(arn).is_some_and(|arn| arn.service == "kms" && arn.rest.starts_with("key/"));
             self.must(holds, "$.encryptionKeyArn", arn, "must be the ARN of a KMS key, arn:aws:kms:…:key/…");
         }
         let image = &spec.verify.image;
@@ -242,6 +248,10 @@ impl Findings {
         // Eight subnets of equal size fit any of these: a /20 leaves 512 addresses each, enough for pods by prefix.
         let rule = "must be an IPv4 block of /16 to /20 whose host bits are zero, such as 10.20.0.0/16";
         self.must(holds, "$.network.create.cidr", &network.cidr, rule);
+        if let Some(taken) = block.and_then(|block| NO_VPC.iter().find(|taken| overlap(block, taken))) {
+            let rule = format!("must not overlap {taken}, which no VPC can have");
+            self.invalid("$.network.create.cidr", &network.cidr, rule);
+        }
         self.must((2..=3).contains(&network.zones), "$.network.create.zones", network.zones, "must be 2 or 3");
     }
 
@@ -258,13 +268,8 @@ impl Findings {
         let rule = "must be the ARN of an IAM role or user, arn:aws:iam::111122223333:role/Name";
         self.each("$.access.admins", &access.admins, rule, |arn| is_principal(arn));
         let endpoint = &access.endpoint;
-        if !endpoint.public {
-            if endpoint.private {
-                self.later("$.access.endpoint.public", false, "the functions reach the cluster from outside its VPC");
-            } else {
-                self.invalid("$.access.endpoint", endpoint, "must be public, private or both");
-            }
-        }
+        let holds = endpoint.public || endpoint.private;
+        self.must(holds, "$.access.endpoint", endpoint, "must be public, private or both");
         let path = "$.access.endpoint.cidrs";
         let holds = !endpoint.public || !endpoint.cidrs.is_empty();
         self.must(holds, path, &endpoint.cidrs, "must list who may reach the public endpoint");
@@ -273,6 +278,34 @@ impl Findings {
         self.each(path, &endpoint.cidrs, rule, |cidr| {
             cidr.parse::<Ipv4Net>().is_ok_and(|block| block.trunc() == block)
         });
+    }
+
+    /// What depends on where the cluster is; a spec without a region is read again once it has one.
+    fn place(&mut self, spec: &ClusterSpec) {
+        let Some(region) = &spec.region else { return };
+        let partition = partition(region);
+        let rule = format!("must be of the partition {partition}, since the cluster is in {region}");
+        let here = |arn: &str| Arn::of(arn).is_none_or(|arn| arn.partition == partition);
+        for (index, arn) in spec.access.admins.iter().enumerate() {
+            self.must(here(arn), &format!("$.access.admins[{index}]"), arn, &rule);
+        }
+        if let Some(arn) = &spec.encryption_key_arn {
+            let there = Arn::of(arn).is_none_or(|arn| arn.partition == partition && arn.region == region);
+            let rule = format!("must be a key of {region}: EKS takes no other");
+            self.must(there, "$.encryptionKeyArn", arn, &rule);
+        }
+        for (name, addon) in &spec.addons {
+            let path = format!("$.addons.{name}.identity");
+            match &addon.identity {
+                Some(AddonIdentity::RoleArn(arn)) => self.must(here(arn), &format!("{path}.roleArn"), arn, &rule),
+                Some(AddonIdentity::PolicyArns(arns)) => {
+                    for (index, arn) in arns.iter().enumerate() {
+                        self.must(here(arn), &format!("{path}.policyArns[{index}]"), arn, &rule);
+                    }
+                }
+                None => {}
+            }
+        }
     }
 
     fn core(&mut self, core: &CoreSpec) {
@@ -331,6 +364,20 @@ impl Findings {
         if let Some(configuration) = &addon.configuration {
             let rule = "must be an object";
             self.must(configuration.is_object(), &format!("{path}.configuration"), configuration, rule);
+        }
+        match &addon.identity {
+            Some(AddonIdentity::PolicyArns(arns)) => {
+                let path = format!("{path}.identity.policyArns");
+                self.must(arns.len() <= 10, &path, arns.len(), "must be at most 10, as IAM demands of a role");
+                let rule = "must be the ARN of a managed policy, arn:aws:iam::aws:policy/Name";
+                self.each(&path, arns, rule, |arn| is_iam(arn, "policy/"));
+            }
+            Some(AddonIdentity::RoleArn(arn)) => {
+                // infra/template.yaml lets the functions hand on no other roles.
+                let rule = "must be the ARN of an IAM role whose name begins with slipway-addon-";
+                self.must(is_iam(arn, "role/slipway-addon-"), &format!("{path}.identity.roleArn"), arn, rule);
+            }
+            None => {}
         }
     }
 
@@ -407,22 +454,44 @@ fn is_id(text: &str, prefix: &str) -> bool {
     })
 }
 
-/// Service, account and the rest of an ARN, if it is one.
-fn arn_parts(arn: &str) -> Option<(&str, &str, &str)> {
-    let parts: Vec<&str> = arn.splitn(6, ':').collect();
-    match parts.as_slice() {
-        ["arn", partition, service, _region, account, rest]
-            if partition.starts_with("aws") && is_account(account) && !arn.contains(char::is_whitespace) =>
-        {
-            Some((service, account, rest))
+/// An ARN's parts.
+struct Arn<'a> {
+    partition: &'a str,
+    service: &'a str,
+    region: &'a str,
+    /// Twelve digits, or `aws` for what AWS gives to all.
+    account: &'a str,
+    rest: &'a str,
+}
+
+impl<'a> Arn<'a> {
+    fn of(arn: &'a str) -> Option<Self> {
+        let parts: Vec<&str> = arn.splitn(6, ':').collect();
+        match parts.as_slice() {
+            ["arn", partition, service, region, account, rest]
+                if partition.starts_with("aws")
+                    && (is_account(account) || *account == "aws")
+                    && !arn.contains(char::is_whitespace) =>
+            {
+                Some(Self { partition, service, region, account, rest })
+            }
+            _ => None,
         }
-        _ => None,
     }
 }
 
-fn is_principal(arn: &str) -> bool {
-    arn_parts(arn).is_some_and(|(service, _, rest)| {
-        let name = rest.strip_prefix("role/").or_else(|| rest.strip_prefix("user/"));
-        service == "iam" && name.is_some_and(|name| !name.is_empty() && !name.ends_with('/'))
+fn is_iam(arn: &str, kind: &str) -> bool {
+    Arn::of(arn).is_some_and(|arn| {
+        let name = arn.rest.strip_prefix(kind);
+        let account = is_account(arn.account) || kind == "policy/";
+        arn.service == "iam" && account && name.is_some_and(|name| !name.is_empty() && !name.ends_with('/'))
     })
+}
+
+fn is_principal(arn: &str) -> bool {
+    is_iam(arn, "role/") || is_iam(arn, "user/")
+}
+
+fn overlap(block: Ipv4Net, other: &str) -> bool {
+    other.parse::<Ipv4Net>().is_ok_and(|other| block.contains(&other.network()) || other.contains(&block.network()))
 }

@@ -135,6 +135,30 @@ impl Deployed {
             .collect()
     }
 
+    /// What functions changed in a cluster since it is there, in order: `patch deployments karpenter/karpenter`. What
+    /// an API server was only asked to try is left out.
+    ///
+    /// # Errors
+    /// That the cluster has no audit log.
+    pub fn kubernetes_mutations(&self, cluster: &str) -> anyhow::Result<Vec<String>> {
+        let log = self.cloud.dir().join("clusters").join(ACCOUNT).join(REGION).join(cluster).join("logs/audit.jsonl");
+        let lines = std::fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))?;
+        let entries = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let text = |entry: &Value, pointer: &str| {
+            entry.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+        };
+        Ok(entries
+            .filter(|entry| text(entry, "/user/username").contains("slipway-cluster-access"))
+            .filter(|entry| entry["stage"] == "ResponseComplete" && !text(entry, "/requestURI").contains("dryRun="))
+            .map(|entry| {
+                let [verb, resource, namespace, name] =
+                    ["/verb", "/objectRef/resource", "/objectRef/namespace", "/objectRef/name"]
+                        .map(|pointer| text(&entry, pointer));
+                format!("{verb} {resource} {namespace}/{name}")
+            })
+            .collect())
+    }
+
     /// The number of the latest call.
     #[must_use]
     pub fn last_call(&self) -> u64 {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use slipway_local::cloud::Kubernetes;
@@ -27,7 +28,115 @@ async fn one_event_makes_a_working_cluster() {
     let ready = listener.next("Cluster Ready").await.unwrap();
     assert_eq!(ready["detail"]["cluster"]["name"], "innovate-dev", "{ready}");
     nobody_was_denied_anything(&deployed);
+
+    a_second_run_changes_nothing(&deployed, ended.took).await;
+    a_changed_spec_converges_in_place(&deployed).await;
+    what_the_spec_no_longer_names_goes(&deployed).await;
+    what_eks_cannot_change_is_refused_before_anything_is_touched(&deployed).await;
+    nobody_was_denied_anything(&deployed);
     deployed.cloud.stop().await;
+}
+
+async fn a_second_run_changes_nothing(deployed: &Deployed, first: Duration) {
+    let calls = deployed.last_call();
+    let objects = deployed.kubernetes_mutations("innovate-dev").unwrap().len();
+    let ended = deployed.provision(&spec()).await.unwrap();
+    assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
+    assert_eq!(changes(deployed, calls), Vec::<String>::new());
+    assert_eq!(deployed.kubernetes_mutations("innovate-dev").unwrap()[objects..], Vec::<String>::new());
+    assert!(ended.took < first / 2, "the first run took {first:?}, the second {:?}", ended.took);
+}
+
+fn changes(deployed: &Deployed, since: u64) -> Vec<String> {
+    let calls = deployed.mutations(since).into_iter();
+    calls.map(|call| format!("{}:{} by {}", call.service, call.action, call.principal)).collect()
+}
+
+/// The spec that the changed cluster has: logs, an admin more, other tags, another way to buy, a driver with a role.
+fn changed() -> Value {
+    let mut spec = spec();
+    spec["logging"] = json!(["audit", "api"]);
+    spec["access"]["admins"] = json!(["arn:aws:iam::111122223333:user/admin", SECOND_ADMIN]);
+    spec["tags"] = json!({"team": "shop", "environment": "dev", "cost": "7"});
+    spec["nodePools"][1]["capacity"] = json!(["on-demand"]);
+    spec["addons"] = json!({"aws-ebs-csi-driver": {"identity": {"policyArns": []}}});
+    spec["deletionProtection"] = json!(true);
+    spec
+}
+
+const SECOND_ADMIN: &str = "arn:aws:iam::111122223333:role/SecondAdmin";
+
+async fn a_changed_spec_converges_in_place(deployed: &Deployed) {
+    let iam = aws_sdk_iam::Client::new(&deployed.config);
+    let trust = json!({"Version": "2012-10-17", "Statement": [
+        {"Effect": "Allow", "Principal": {"AWS": "arn:aws:iam::111122223333:root"}, "Action": "sts:AssumeRole"}
+    ]});
+    let role = iam.create_role().role_name("SecondAdmin").assume_role_policy_document(trust.to_string());
+    role.send().await.unwrap();
+
+    let ended = deployed.provision(&changed()).await.unwrap();
+    assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
+
+    let eks = aws_sdk_eks::Client::new(&deployed.config);
+    let cluster = eks.describe_cluster().name("innovate-dev").send().await.unwrap().cluster.unwrap();
+    let setups = cluster.logging.unwrap().cluster_logging.unwrap();
+    let on: BTreeSet<_> = setups.iter().filter(|s| s.enabled == Some(true)).flat_map(|s| s.types()).collect();
+    assert_eq!(on.iter().map(|kind| kind.as_str()).collect::<Vec<_>>(), ["api", "audit"]);
+    let tags = cluster.tags.unwrap();
+    assert_eq!((tags["team"].as_str(), tags["cost"].as_str()), ("shop", "7"));
+    assert_eq!(cluster.deletion_protection, Some(true));
+    assert!(entries(deployed).await.contains(SECOND_ADMIN));
+
+    let addon = eks.describe_addon().cluster_name("innovate-dev").addon_name("aws-ebs-csi-driver").send().await;
+    let association = addon.unwrap().addon.unwrap().pod_identity_associations.unwrap().remove(0);
+    let id = association.rsplit('/').next().unwrap().to_owned();
+    let bound = eks.describe_pod_identity_association().cluster_name("innovate-dev").association_id(id).send().await;
+    let role = bound.unwrap().association.unwrap().role_arn.unwrap();
+    assert!(role.ends_with("role/slipway-eks-innovate-dev-eu-west-1-addon-aws-ebs-csi-driver"), "{role}");
+    let class = deployed.kubectl("innovate-dev", &["get", "storageclass", "gp3"]).await.unwrap();
+    assert_eq!(class["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"], "true", "{class}");
+
+    let pool = deployed.kubectl("innovate-dev", &["get", "nodepool", "graviton"]).await.unwrap();
+    let requirements = pool["spec"]["template"]["spec"]["requirements"].as_array().unwrap();
+    let capacity = requirements.iter().find(|one| one["key"] == "karpenter.sh/capacity-type").unwrap();
+    assert_eq!(capacity["values"], json!(["on-demand"]));
+}
+
+async fn entries(deployed: &Deployed) -> BTreeSet<String> {
+    let eks = aws_sdk_eks::Client::new(&deployed.config);
+    let listed = eks.list_access_entries().cluster_name("innovate-dev").send().await.unwrap();
+    listed.access_entries.unwrap().into_iter().collect()
+}
+
+async fn what_the_spec_no_longer_names_goes(deployed: &Deployed) {
+    let before = entries(deployed).await;
+    let mut fewer = changed();
+    fewer["access"]["admins"] = json!(["arn:aws:iam::111122223333:user/admin"]);
+    fewer["nodePools"] = json!([{"name": "graviton", "architecture": "arm64", "capacity": ["on-demand"]}]);
+    let ended = deployed.provision(&fewer).await.unwrap();
+    assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
+    let gone: Vec<_> = before.difference(&entries(deployed).await).cloned().collect();
+    assert_eq!(gone, [SECOND_ADMIN], "the nodes' and our own entries stay");
+    let pools = deployed.kubectl("innovate-dev", &["get", "nodepools.karpenter.sh"]).await.unwrap();
+    let staying = pools["items"].as_array().unwrap().iter();
+    let staying: Vec<_> = staying.filter(|pool| pool["metadata"]["deletionTimestamp"].is_null()).collect();
+    assert_eq!(staying.len(), 1, "{pools}");
+}
+
+async fn what_eks_cannot_change_is_refused_before_anything_is_touched(deployed: &Deployed) {
+    let calls = deployed.last_call();
+    let mut elsewhere = changed();
+    elsewhere["network"]["create"]["cidr"] = json!("10.30.0.0/16");
+    elsewhere["core"]["instanceTypes"] = json!(["m7g.large"]);
+    let ended = deployed.provision(&elsewhere).await.unwrap();
+    assert_eq!((ended.status.as_str(), ended.error.as_str()), ("FAILED", "ImmutableChange"), "{}", ended.cause);
+    for part in ["$.network.create.cidr must stay 10.20.0.0/16", "$.core.instanceTypes must stay t4g.medium"] {
+        assert!(ended.cause.contains(part), "{}", ended.cause);
+    }
+    assert_eq!(changes(deployed, calls), Vec::<String>::new());
+    let rows = deployed.rows("innovate-dev").await.unwrap();
+    let (_, registered) = rows.iter().find(|(sk, _)| sk == "SPEC").unwrap();
+    assert_eq!(registered["spec"]["network"]["create"]["cidr"], "10.20.0.0/16", "the refused spec is not registered");
 }
 
 async fn the_admin_sees_core_nodes_and_what_karpenter_launched(deployed: &Deployed) {

@@ -2,6 +2,7 @@
 
 pub mod documents;
 pub mod error;
+pub mod health;
 pub mod iam;
 pub mod pod_identity;
 pub mod tags;
@@ -9,6 +10,7 @@ pub mod tags;
 use std::{sync::OnceLock, time::Duration};
 
 use aws_config::{AppName, BehaviorVersion, SdkConfig, retry::RetryConfig, timeout::TimeoutConfig};
+pub use slipway_statemachine::names::partition;
 
 macro_rules! clients {
     ($($(#[$doc:meta])* $service:ident: $sdk:ident,)*) => {
@@ -93,15 +95,5 @@ impl Clients {
     #[must_use]
     pub fn region(&self) -> &str {
         self.config.region().map_or("", AsRef::as_ref)
-    }
-}
-
-/// The partition of a region: `aws`, `aws-cn` or `aws-us-gov`.
-#[must_use]
-pub fn partition(region: &str) -> &'static str {
-    match region {
-        _ if region.starts_with("cn-") => "aws-cn",
-        _ if region.starts_with("us-gov-") => "aws-us-gov",
-        _ => "aws",
     }
 }

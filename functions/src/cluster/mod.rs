@@ -1,5 +1,6 @@
 //! A cluster's API server: login, reading, server-side apply and pruning, and errors with the machine's names.
 
+mod applied;
 pub mod chart;
 pub mod reach;
 pub(crate) mod token;
@@ -140,8 +141,8 @@ impl Cluster {
         Ok(events.iter().filter_map(|event| event["message"].as_str().map(str::to_owned)).collect())
     }
 
-    /// Applies a manifest on the server, as [`FIELD_MANAGER`], over whoever else holds its fields. Answers the object
-    /// as it is then. What is the same already stays untouched.
+    /// Applies a manifest on the server, as [`FIELD_MANAGER`], over whoever else holds its fields; not at all where the
+    /// object is as applied already. Answers the object as it is then.
     ///
     /// # Errors
     /// `KubernetesRefused` with the API server's words, and what else [`Self::refused`] names.
@@ -150,11 +151,29 @@ impl Cluster {
             (text(manifest, "/apiVersion"), text(manifest, "/kind"), text(manifest, "/metadata/name"));
         let api =
             self.api((api_version, kind), manifest.pointer("/metadata/namespace").and_then(Value::as_str)).await?;
+        let there = api.get_opt(name).await.map_err(|error| self.refused(&format!("Reading {kind} {name}"), &error))?;
+        if let Some(there) = there.as_ref().map(json).transpose()?
+            && applied::stands(manifest, &there)
+        {
+            return Ok(there);
+        }
         let applied = api
             .patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(manifest))
             .await
             .map_err(|error| self.refused(&format!("Applying {kind} {name}"), &error))?;
         json(&applied)
+    }
+
+    /// Takes an annotation from an object of no namespace.
+    ///
+    /// # Errors
+    /// What [`Self::refused`] names.
+    pub async fn remove_annotation(&self, kind: Kind<'_>, name: &str, key: &str) -> Result<(), StepError> {
+        let without = serde_json::json!({ "metadata": { "annotations": { key: null } } });
+        let api = self.api(kind, None).await?;
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let patched = api.patch(name, &params, &Patch::Merge(&without)).await;
+        patched.map(|_| ()).map_err(|error| self.refused(&format!("Changing {} {name}", kind.1), &error))
     }
 
     /// Creates an object; false if one of its name is there already.

@@ -5,9 +5,6 @@ use time::{Duration, OffsetDateTime};
 
 use super::{Row, attributes, read};
 
-/// The longest function timeout of the template: a function outlives its stopped execution by no more.
-pub const GRACE: Duration = Duration::seconds(120);
-
 /// A cluster's lease, held or free. It is never deleted, since the fencing number must not start again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lease {
@@ -85,9 +82,16 @@ impl Lease {
     }
 }
 
-/// May `execution` have the lease? `holder` is what became of the execution that holds it, once that was asked.
+/// May `execution` have the lease? `holder` is what became of the execution that holds it, once that was asked; `grace`
+/// is how long a function may outlive its execution.
 #[must_use]
-pub fn decide(lease: Option<&Lease>, execution: &str, holder: Option<Execution>, now: OffsetDateTime) -> Decision {
+pub fn decide(
+    lease: Option<&Lease>,
+    execution: &str,
+    holder: Option<Execution>,
+    now: OffsetDateTime,
+    grace: Duration,
+) -> Decision {
     let Some(lease) = lease else { return Decision::Take { fence: 1 } };
     let take = Decision::Take { fence: lease.fence + 1 };
     let too_early = |who: &str, until: OffsetDateTime| Decision::TooEarly {
@@ -108,12 +112,12 @@ pub fn decide(lease: Option<&Lease>, execution: &str, holder: Option<Execution>,
         Some(Execution::Running) => {
             Decision::Leave { because: format!("Run {} of {} is at work.", held.run, held.execution) }
         }
-        Some(Execution::Ended(at)) if now < at + GRACE => {
-            too_early(&format!("{} has just ended", held.execution), at + GRACE)
+        Some(Execution::Ended(at)) if now < at + grace => {
+            too_early(&format!("{} has just ended", held.execution), at + grace)
         }
         // Seconds after its start an execution may be unknown yet.
-        Some(Execution::Unknown) if now < held.taken_at + GRACE => {
-            too_early(&format!("{} is not known yet", held.execution), held.taken_at + GRACE)
+        Some(Execution::Unknown) if now < held.taken_at + grace => {
+            too_early(&format!("{} is not known yet", held.execution), held.taken_at + grace)
         }
         Some(Execution::Ended(_) | Execution::Unknown) => take,
     }
@@ -145,6 +149,7 @@ mod tests {
 
     use super::*;
 
+    const GRACE: Duration = Duration::seconds(120);
     const NOW: OffsetDateTime = datetime!(2026-11-22 20:00:00 UTC);
 
     fn held_by(execution: &str) -> Lease {
@@ -159,31 +164,34 @@ mod tests {
 
     #[test]
     fn a_lease_that_nobody_holds_is_taken_with_a_higher_number() {
-        assert_eq!(decide(None, "e", None, NOW), Decision::Take { fence: 1 });
+        assert_eq!(decide(None, "e", None, NOW, GRACE), Decision::Take { fence: 1 });
         let free = Lease { fence: 7, holder: None, free_at: None };
-        assert_eq!(decide(Some(&free), "e", None, NOW), Decision::Take { fence: 8 });
+        assert_eq!(decide(Some(&free), "e", None, NOW, GRACE), Decision::Take { fence: 8 });
     }
 
     #[test]
     fn the_same_execution_keeps_its_run() {
         let run = Run { id: "01A".to_owned(), fence: 7 };
-        assert_eq!(decide(Some(&held_by("e")), "e", None, NOW), Decision::Keep(run));
+        assert_eq!(decide(Some(&held_by("e")), "e", None, NOW, GRACE), Decision::Keep(run));
     }
 
     #[test]
     fn another_execution_is_asked_about_first() {
-        assert_eq!(decide(Some(&held_by("a")), "b", None, NOW), Decision::Ask { execution: "a".to_owned() });
+        assert_eq!(decide(Some(&held_by("a")), "b", None, NOW, GRACE), Decision::Ask { execution: "a".to_owned() });
     }
 
     #[test]
     fn a_running_holder_keeps_it() {
-        let decision = decide(Some(&held_by("a")), "b", Some(Execution::Running), NOW);
+        let decision = decide(Some(&held_by("a")), "b", Some(Execution::Running), NOW, GRACE);
         assert_eq!(decision, Decision::Leave { because: "Run 01A of a is at work.".to_owned() });
     }
 
     #[test]
     fn an_ended_holder_loses_it_when_its_functions_are_surely_over() {
-        let ended = |ago| decide(Some(&held_by("a")), "b", Some(Execution::Ended(NOW - Duration::seconds(ago))), NOW);
+        let ended = |ago| {
+            let ended = Execution::Ended(NOW - Duration::seconds(ago));
+            decide(Some(&held_by("a")), "b", Some(ended), NOW, GRACE)
+        };
         assert!(waits(&ended(0)));
         assert!(waits(&ended(119)));
         assert_eq!(ended(120), Decision::Take { fence: 8 });
@@ -192,18 +200,18 @@ mod tests {
     #[test]
     fn an_unknown_holder_counts_from_its_taking() {
         let mut lease = held_by("a");
-        assert_eq!(decide(Some(&lease), "b", Some(Execution::Unknown), NOW), Decision::Take { fence: 8 });
+        assert_eq!(decide(Some(&lease), "b", Some(Execution::Unknown), NOW, GRACE), Decision::Take { fence: 8 });
         lease.holder.as_mut().unwrap().taken_at = NOW - Duration::seconds(5);
-        assert!(waits(&decide(Some(&lease), "b", Some(Execution::Unknown), NOW)));
+        assert!(waits(&decide(Some(&lease), "b", Some(Execution::Unknown), NOW, GRACE)));
     }
 
     #[test]
     fn a_run_that_was_cut_off_blocks_until_its_functions_are_surely_over() {
         let mut cut = Lease { fence: 7, holder: None, free_at: Some(NOW + Duration::seconds(30)) };
-        let decision = decide(Some(&cut), "b", None, NOW);
+        let decision = decide(Some(&cut), "b", None, NOW, GRACE);
         assert!(matches!(decision, Decision::TooEarly { seconds: 30, .. }), "{decision:?}");
         cut.free_at = Some(NOW);
-        assert_eq!(decide(Some(&cut), "b", None, NOW), Decision::Take { fence: 8 });
+        assert_eq!(decide(Some(&cut), "b", None, NOW, GRACE), Decision::Take { fence: 8 });
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::collections::HashMap;
 
 use aws_sdk_dynamodb::{Client, types::AttributeValue};
 use serde_json::Value;
-use slipway_statemachine::{ClusterKey, ErrorName, Run, StepError};
+use slipway_statemachine::{ClusterKey, Run, StepError};
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
 use crate::aws::error::During as _;
@@ -68,41 +68,6 @@ impl Table {
     /// What DynamoDB raises.
     pub async fn registered(&self, cluster: &ClusterKey) -> Result<Option<Value>, StepError> {
         Ok(self.row(cluster, "SPEC").await?.and_then(|row| row.get("spec").map(attributes::json)))
-    }
-
-    /// The fingerprint of what was last seen to work on this cluster (see `verify-capacity`).
-    ///
-    /// # Errors
-    /// What DynamoDB raises.
-    pub async fn verified(&self, cluster: &ClusterKey) -> Result<Option<String>, StepError> {
-        Ok(self.row(cluster, "SPEC").await?.as_ref().and_then(|row| attributes::text(row, "verified")))
-    }
-
-    /// Remembers the fingerprint of what was seen to work.
-    ///
-    /// # Errors
-    /// `LeaseLost`, or what DynamoDB raises.
-    pub async fn set_verified(&self, run: &Run, cluster: &ClusterKey, fingerprint: &str) -> Result<(), StepError> {
-        let written = self
-            .dynamodb
-            .update_item()
-            .table_name(&self.name)
-            .set_key(Some(key(cluster, "SPEC")))
-            .update_expression("SET verified = :verified")
-            .condition_expression("run = :run")
-            .expression_attribute_values(":verified", AttributeValue::S(fingerprint.to_owned()))
-            .expression_attribute_values(":run", AttributeValue::S(run.id.clone()))
-            .send()
-            .await;
-        match written {
-            Err(error) if crate::aws::error::code(&error) == Some("ConditionalCheckFailedException") => {
-                Err(StepError::new(
-                    ErrorName::LeaseLost,
-                    format!("Run {} is no longer the last run of {}.", run.id, cluster.name),
-                ))
-            }
-            other => other.map(|_| ()).during("dynamodb:UpdateItem"),
-        }
     }
 
     /// One row, strongly consistent.

@@ -12,7 +12,7 @@ use crate::{
     aws::{
         error::{During as _, code, refused},
         partition,
-        tags::missing,
+        tags::{missing, ours},
     },
     cluster,
 };
@@ -64,7 +64,7 @@ impl Step for AssociateAccessPolicy {
 
 /// An entry as it shall be.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Wanted {
+pub(crate) struct Wanted {
     principal: String,
     kind: &'static str,
     /// Whether its role is one that we make, so that we may look how old it is.
@@ -73,7 +73,7 @@ struct Wanted {
 
 /// An entry as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Found {
+pub(crate) struct Observed {
     arn: String,
     kind: String,
     tags: BTreeMap<String, String>,
@@ -85,7 +85,7 @@ struct Found {
 
 /// One change to an entry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Change {
+pub(crate) enum Change {
     Delete,
     Create,
     Associate,
@@ -93,7 +93,7 @@ enum Change {
 }
 
 /// The entries, this control plane's first: with it the others can be repaired.
-fn wanted(cluster_access: &str, input: &Input) -> Vec<Wanted> {
+pub(crate) fn wanted(cluster_access: &str, input: &Input) -> Vec<Wanted> {
     let mut wanted = vec![Wanted { principal: cluster_access.to_owned(), kind: STANDARD, our_role: true }];
     for admin in &input.admins {
         if wanted.iter().all(|entry| entry.principal != *admin) {
@@ -107,7 +107,11 @@ fn wanted(cluster_access: &str, input: &Input) -> Vec<Wanted> {
 
 /// What it takes to make an entry what it should be. A cluster has at most one entry a principal, and the cluster is
 /// ours, so an entry of the right type is adopted whoever made it.
-fn decide(wanted: &Wanted, tags: &BTreeMap<String, String>, found: Option<&Found>) -> Result<Vec<Change>, StepError> {
+pub(crate) fn decide(
+    wanted: &Wanted,
+    tags: &BTreeMap<String, String>,
+    found: Option<&Observed>,
+) -> Result<Vec<Change>, StepError> {
     let make = || {
         let associate = (wanted.kind == STANDARD).then_some(Change::Associate);
         [Change::Create].into_iter().chain(associate)
@@ -159,6 +163,10 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
             act(cx, &input, entry, found.as_ref(), &tags, change).await?;
         }
     }
+    for entry in dismissed(cx, &input.cluster, &entries).await? {
+        cx.state.hold(&input.run, &input.cluster).await?;
+        act(cx, &input, &entry, None, &tags, Change::Delete).await?;
+    }
     let admitted = match cluster::connect(cx, &input.cluster, &input.endpoint).await {
         Ok(login) => login.is_admin().await,
         Err(error) => Err(error),
@@ -174,7 +182,11 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
     }
 }
 
-async fn observe(cx: &Context, cluster: &ClusterKey, wanted: &Wanted) -> Result<Option<Found>, StepError> {
+pub(crate) async fn observe(
+    cx: &Context,
+    cluster: &ClusterKey,
+    wanted: &Wanted,
+) -> Result<Option<Observed>, StepError> {
     let (eks, principal) = (cx.aws.eks(), &wanted.principal);
     let entry = match eks.describe_access_entry().cluster_name(&cluster.name).principal_arn(principal).send().await {
         Ok(answer) => answer.access_entry,
@@ -183,7 +195,7 @@ async fn observe(cx: &Context, cluster: &ClusterKey, wanted: &Wanted) -> Result<
     };
     let Some(entry) = entry else { return Ok(None) };
     let mut admin = false;
-    if wanted.kind == STANDARD {
+    if wanted.kind == STANDARD && entry.r#type.as_deref() == Some(STANDARD) {
         let listed = eks.list_associated_access_policies().cluster_name(&cluster.name).principal_arn(principal);
         let mut pages = listed.into_paginator().items().send();
         let policy = admin_policy(cluster);
@@ -195,13 +207,37 @@ async fn observe(cx: &Context, cluster: &ClusterKey, wanted: &Wanted) -> Result<
     }
     let made = entry.created_at.map(|at| at.secs());
     let dead = wanted.our_role && role_made(cx, principal).await?.zip(made).is_some_and(|(role, entry)| role > entry);
-    Ok(Some(Found {
+    Ok(Some(Observed {
         arn: entry.access_entry_arn.unwrap_or_default(),
         kind: entry.r#type.unwrap_or_default(),
         tags: entry.tags.unwrap_or_default().into_iter().collect(),
         admin,
         dead,
     }))
+}
+
+/// Entries of ours that are no longer wanted: admins that the spec no longer names. What others made stays.
+pub(crate) async fn dismissed(cx: &Context, cluster: &ClusterKey, wanted: &[Wanted]) -> Result<Vec<Wanted>, StepError> {
+    let listed = cx.aws.eks().list_access_entries().cluster_name(&cluster.name).into_paginator().items().send();
+    let listed = listed.collect::<Result<Vec<_>, _>>().await.during("eks:ListAccessEntries")?;
+    let mut dismissed = Vec::new();
+    for principal in listed {
+        if wanted.iter().any(|entry| entry.principal == principal) {
+            continue;
+        }
+        let entry = Wanted { principal, kind: STANDARD, our_role: false };
+        if let Some(found) = observe(cx, cluster, &entry).await?
+            && is_dismissed(cluster, &found)
+        {
+            dismissed.push(entry);
+        }
+    }
+    Ok(dismissed)
+}
+
+/// Whether an entry that nobody asks for is ours to take away.
+fn is_dismissed(cluster: &ClusterKey, found: &Observed) -> bool {
+    found.kind == STANDARD && ours(cluster, &found.tags, "It").is_ok()
 }
 
 /// When a role was made, in seconds since 1970; none where there is no such role.
@@ -218,16 +254,16 @@ async fn act(
     cx: &Context,
     input: &Input,
     wanted: &Wanted,
-    found: Option<&Found>,
+    found: Option<&Observed>,
     tags: &BTreeMap<String, String>,
     change: Change,
 ) -> Result<(), StepError> {
     let (eks, name, principal) = (cx.aws.eks(), &input.cluster.name, &wanted.principal);
     match change {
-        Change::Delete => {
-            let call = eks.delete_access_entry().cluster_name(name).principal_arn(principal);
-            call.send().await.map(|_| ()).during("eks:DeleteAccessEntry")
-        }
+        Change::Delete => match eks.delete_access_entry().cluster_name(name).principal_arn(principal).send().await {
+            Err(error) if code(&error) == Some("ResourceNotFoundException") => Ok(()),
+            answer => answer.map(|_| ()).during("eks:DeleteAccessEntry"),
+        },
         Change::Create => eks
             .create_access_entry()
             .cluster_name(name)
@@ -273,8 +309,8 @@ mod tests {
         Wanted { principal: ADMIN.to_owned(), kind, our_role: true }
     }
 
-    fn there(kind: &str) -> Found {
-        Found { arn: "arn:e".to_owned(), kind: kind.to_owned(), tags: tags(), admin: true, dead: false }
+    fn there(kind: &str) -> Observed {
+        Observed { arn: "arn:e".to_owned(), kind: kind.to_owned(), tags: tags(), admin: true, dead: false }
     }
 
     #[test]
@@ -299,19 +335,27 @@ mod tests {
         assert_eq!(decide(&entry(STANDARD), &tags(), None).unwrap(), [Change::Create, Change::Associate]);
         assert_eq!(decide(&entry(EC2_LINUX), &tags(), None).unwrap(), [Change::Create]);
         assert_eq!(decide(&entry(STANDARD), &tags(), Some(&there(STANDARD))).unwrap(), []);
-        let bare = Found { tags: BTreeMap::new(), admin: false, ..there(STANDARD) };
+        let bare = Observed { tags: BTreeMap::new(), admin: false, ..there(STANDARD) };
         assert_eq!(decide(&entry(STANDARD), &tags(), Some(&bare)).unwrap(), [Change::Associate, Change::Tag(tags())]);
-        let nodes = Found { admin: false, ..there(EC2_LINUX) };
+        let nodes = Observed { admin: false, ..there(EC2_LINUX) };
         assert_eq!(decide(&entry(EC2_LINUX), &tags(), Some(&nodes)).unwrap(), []);
     }
 
     #[test]
     fn an_entry_older_than_its_role_is_made_again() {
-        let dead = Found { dead: true, ..there(STANDARD) };
+        let dead = Observed { dead: true, ..there(STANDARD) };
         assert_eq!(
             decide(&entry(STANDARD), &tags(), Some(&dead)).unwrap(),
             [Change::Delete, Change::Create, Change::Associate]
         );
+    }
+
+    #[test]
+    fn only_entries_of_ours_are_taken_away() {
+        let demo = ClusterKey { account: "111122223333".into(), region: "eu-west-1".into(), name: "demo".into() };
+        assert!(is_dismissed(&demo, &there(STANDARD)));
+        assert!(!is_dismissed(&demo, &Observed { tags: BTreeMap::new(), ..there(STANDARD) }), "somebody's own");
+        assert!(!is_dismissed(&demo, &there(EC2_LINUX)), "nodes");
     }
 
     #[test]

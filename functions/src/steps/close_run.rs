@@ -5,15 +5,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::{Value, json};
 use slipway_statemachine::{ClusterKey, ClusterSpec, ErrorName, Run, Step, StepError};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use crate::{
     Context,
     aws::error::During as _,
-    state::{
-        lease::GRACE,
-        runs::{Closing, Outcome, Purpose, RunRow},
-    },
+    state::runs::{Closing, Outcome, Purpose, RunRow},
 };
 
 /// Closes a run.
@@ -132,7 +129,7 @@ fn own_closing(own: &Own, at: OffsetDateTime) -> Closing {
 }
 
 /// The closing of an execution that was cut off: functions of it may still be at work.
-fn cut_off(ended: &Ended, at: OffsetDateTime) -> Closing {
+fn cut_off(ended: &Ended, at: OffsetDateTime, grace: Duration) -> Closing {
     let stopped = ended
         .stop_date
         .and_then(|millis| OffsetDateTime::from_unix_timestamp_nanos(i128::from(millis) * 1_000_000).ok())
@@ -149,7 +146,7 @@ fn cut_off(ended: &Ended, at: OffsetDateTime) -> Closing {
         cause: Some(said(&ended.cause).unwrap_or_else(|| cause.to_owned())),
         outputs: Value::Null,
         at,
-        free_at: Some(stopped + GRACE),
+        free_at: Some(stopped + grace),
     }
 }
 
@@ -172,7 +169,7 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
     match input {
         Input::Own(own) => close(cx, &own.cluster, &own.run, &own_closing(&own, at)).await,
         Input::Event(StatusChange { detail, .. }) => {
-            let closing = cut_off(&detail, at);
+            let closing = cut_off(&detail, at, cx.settings.lease_grace);
             let input = match &detail.input {
                 Some(input) => Some(input.clone()),
                 None => input_of(cx, &detail.execution_arn).await?,
@@ -277,7 +274,7 @@ mod tests {
             (cluster.region.as_str(), cluster.account.as_str(), cluster.name.as_str()),
             ("eu-west-1", "111122223333", "demo")
         );
-        let closing = cut_off(&event.detail, datetime!(2026-11-22 20:01:05 UTC));
+        let closing = cut_off(&event.detail, datetime!(2026-11-22 20:01:05 UTC), Duration::seconds(120));
         assert_eq!(closing.outcome, Outcome::Failed);
         assert_eq!(closing.error.as_deref(), Some("ExecutionStopped"));
         assert_eq!(closing.free_at.unwrap().unix_timestamp(), 1_795_377_660 + 120);

@@ -1,23 +1,29 @@
 //! create-cluster: makes the control plane or adopts the one that is there, and reports it ACTIVE.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use aws_sdk_eks::types::{
     AuthenticationMode, Cluster, ClusterStatus, CreateAccessConfigRequest, EncryptionConfig, LogSetup, LogType,
-    Logging, Provider, SupportType, UpgradePolicyRequest, VpcConfigRequest, ZonalShiftConfigRequest,
+    Logging, Provider, SupportType, UpdateAccessConfigRequest, UpgradePolicyRequest, VpcConfigRequest,
+    ZonalShiftConfigRequest,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use slipway_statemachine::{
-    ClusterEndpoint, ClusterKey, ErrorName, Progress, Run, Step, StepError, names,
+    ClusterEndpoint, ClusterKey, ClusterSpec, ErrorName, Progress, Run, Step, StepError, names,
     spec::{EndpointSpec, UpgradePolicy},
 };
 
+use super::open_run::encryption_key;
 use crate::{
     Context,
     aws::{
         error::{During as _, code, refused},
-        tags::{missing, ours},
+        health,
+        tags::{missing, takes},
     },
 };
 
@@ -32,7 +38,7 @@ const DELETING_SECONDS: u32 = 30;
 #[derive(Debug)]
 pub struct CreateCluster;
 
-/// The control plane as it shall be.
+/// The control plane as the spec asks for it, in the spec's own types.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Input {
@@ -40,32 +46,12 @@ pub struct Input {
     pub run: Run,
     /// Which cluster.
     pub cluster: ClusterKey,
-    /// Kubernetes minor.
-    pub version: String,
+    /// The completed spec.
+    pub spec: ClusterSpec,
     /// Private and public, in at least two zones.
     pub subnet_ids: Vec<String>,
     /// What the control plane runs as.
     pub cluster_role_arn: String,
-    /// From where the API server is reached.
-    pub endpoint_access: EndpointSpec,
-    /// Log types.
-    #[serde(default)]
-    pub logging: Vec<String>,
-    /// KMS key for secrets.
-    #[serde(default)]
-    pub encryption_key_arn: Option<String>,
-    /// STANDARD or EXTENDED.
-    #[serde(default)]
-    pub upgrade_policy: UpgradePolicy,
-    /// Registered for ARC zonal shift.
-    #[serde(default)]
-    pub zonal_shift: bool,
-    /// Deletion is refused.
-    #[serde(default)]
-    pub deletion_protection: bool,
-    /// The spec's tags.
-    #[serde(default)]
-    pub tags: BTreeMap<String, String>,
 }
 
 /// What everybody else needs to know of it.
@@ -95,51 +81,71 @@ impl Step for CreateCluster {
 
 /// A control plane as it is.
 #[derive(Debug, Clone, PartialEq)]
-struct Found {
+pub(crate) struct Observed {
     status: ClusterStatus,
     output: Output,
     endpoint_access: EndpointSpec,
     logging: BTreeSet<String>,
+    encryption_key_arn: Option<String>,
     upgrade_policy: UpgradePolicy,
     zonal_shift: bool,
     deletion_protection: bool,
+    /// Access entries count: the mode is `API` or `API_AND_CONFIG_MAP`.
+    access_entries: bool,
     tags: BTreeMap<String, String>,
-    /// `code: message` of each health issue.
     issues: Vec<String>,
 }
 
 /// One change of configuration; EKS takes one at a time.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Change {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Of an adopted cluster; entries and its aws-auth map count side by side from then on.
+    AccessEntries,
     Endpoint,
     Logging,
+    Encryption,
     UpgradePolicy,
     ZonalShift,
     DeletionProtection,
 }
 
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::AccessEntries => "access entries",
+            Self::Endpoint => "endpoint access",
+            Self::Logging => "logging",
+            Self::Encryption => "encryption of secrets",
+            Self::UpgradePolicy => "upgrade policy",
+            Self::ZonalShift => "zonal shift",
+            Self::DeletionProtection => "deletion protection",
+        })
+    }
+}
+
 /// What to do about it.
 #[derive(Debug, Clone, PartialEq)]
-enum Action {
+pub(crate) enum Action {
     Create,
+    /// Take it over, with these tags; the changes come after.
+    Adopt(BTreeMap<String, String>, Vec<Change>),
     Tag(BTreeMap<String, String>),
     Update(Change),
     Wait(u32, String),
     Done(Output),
 }
 
-fn decide(input: &Input, found: Option<&Found>) -> Result<Action, StepError> {
+pub(crate) fn decide(input: &Input, found: Option<&Observed>) -> Result<Action, StepError> {
     let Some(found) = found else { return Ok(Action::Create) };
-    let name = &input.cluster.name;
+    let (name, spec) = (&input.cluster.name, &input.spec);
     if found.status == ClusterStatus::Deleting {
         return Ok(Action::Wait(DELETING_SECONDS, format!("the former cluster {name} is being deleted")));
     }
-    ours(&input.cluster, &found.tags, &format!("The EKS cluster {name}"))?;
+    takes(&input.cluster, spec.adopt, &found.tags, &format!("The EKS cluster {name}"))?;
     match &found.status {
         ClusterStatus::Active => {}
         ClusterStatus::Failed => {
-            let issues =
-                if found.issues.is_empty() { "EKS names no health issue.".to_owned() } else { found.issues.join(" ") };
+            let issues = health::said(&found.issues);
             return Err(StepError::new(
                 ErrorName::ClusterFailed,
                 format!("The EKS cluster {name} is FAILED: {issues}"),
@@ -150,35 +156,51 @@ fn decide(input: &Input, found: Option<&Found>) -> Result<Action, StepError> {
         }
         _ => return Ok(Action::Wait(CREATING_SECONDS, "EKS starts the control plane".to_owned())),
     }
-    if found.output.version != input.version {
+    // open-run refuses what cannot be changed before anything is touched; this is for who got in between.
+    if spec.version.as_ref().is_some_and(|version| *version != found.output.version) {
         return Err(StepError::new(
             ErrorName::NotYetSupported,
-            format!("The cluster runs Kubernetes {} and the spec says {}.", found.output.version, input.version),
+            format!("The cluster runs Kubernetes {} and another version is asked for.", found.output.version),
         )
         .remedy(format!("Set version to {}; this release does not upgrade clusters.", found.output.version)));
     }
-    let lacking = missing(&names::tags(&input.cluster, &input.tags), &found.tags);
+    let lacking = missing(&names::tags(&input.cluster, &spec.tags), &found.tags);
+    let changes = changes(spec, found);
+    if !found.tags.contains_key(names::CLUSTER_TAG) {
+        return Ok(Action::Adopt(lacking, changes));
+    }
     if !lacking.is_empty() {
         return Ok(Action::Tag(lacking));
     }
-    Ok(change(input, found).map_or_else(|| Action::Done(found.output.clone()), Action::Update))
+    Ok(changes.first().map_or_else(|| Action::Done(found.output.clone()), |change| Action::Update(*change)))
 }
 
-/// The first thing that differs from the spec.
-fn change(input: &Input, found: &Found) -> Option<Change> {
-    let (wanted, there) = (&input.endpoint_access, &found.endpoint_access);
+/// Everything that differs from the spec, in the order in which it is changed.
+fn changes(spec: &ClusterSpec, found: &Observed) -> Vec<Change> {
+    let (wanted, there) = (&spec.access.endpoint, &found.endpoint_access);
     let cidrs = |endpoint: &EndpointSpec| endpoint.cidrs.iter().cloned().collect::<BTreeSet<_>>();
     // CIDRs are about the public endpoint alone.
     let endpoint = (wanted.public, wanted.private) != (there.public, there.private)
         || (wanted.public && cidrs(wanted) != cidrs(there));
+    let encryption = spec.encryption_key_arn.is_some() && spec.encryption_key_arn != found.encryption_key_arn;
     let differences = [
+        (!found.access_entries, Change::AccessEntries),
         (endpoint, Change::Endpoint),
-        (input.logging.iter().cloned().collect::<BTreeSet<_>>() != found.logging, Change::Logging),
-        (input.upgrade_policy != found.upgrade_policy, Change::UpgradePolicy),
-        (input.zonal_shift != found.zonal_shift, Change::ZonalShift),
-        (input.deletion_protection != found.deletion_protection, Change::DeletionProtection),
+        (spec.logging.iter().cloned().collect::<BTreeSet<_>>() != found.logging, Change::Logging),
+        (encryption, Change::Encryption),
+        (spec.upgrade_policy != found.upgrade_policy, Change::UpgradePolicy),
+        (spec.zonal_shift != found.zonal_shift, Change::ZonalShift),
+        (spec.deletion_protection != found.deletion_protection, Change::DeletionProtection),
     ];
-    differences.into_iter().find_map(|(differs, change)| differs.then_some(change))
+    differences.into_iter().filter_map(|(differs, change)| differs.then_some(change)).collect()
+}
+
+/// What a person reads before a cluster is taken over.
+fn takeover(name: &str, tags: &BTreeMap<String, String>, changes: &[Change]) -> String {
+    let tags: Vec<String> = tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+    let changes = if changes.is_empty() { "nothing else changes".to_owned() } else { changes.join(", ") };
+    format!("takes over the cluster {name}: tags {}; then changes: {changes}", tags.join(", "))
 }
 
 /// Which log types are switched on, and for a cluster that is there, which are switched off.
@@ -197,7 +219,7 @@ fn logging(wanted: &[String], switched_on: &BTreeSet<String>) -> Logging {
 /// `ClusterFailed` with EKS's health issues; `NotOurs` for a cluster of that name without our tag; `NotYetSupported`
 /// where the spec asks a running cluster for another version; `QuotaExceeded`.
 pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepError> {
-    let found = observe(cx, &input.cluster.name).await?;
+    let found = observe(cx, &input).await?;
     match decide(&input, found.as_ref())? {
         Action::Done(output) => Ok(Progress::done(output)),
         Action::Wait(seconds, detail) => Ok(Progress::wait(seconds, detail)),
@@ -205,20 +227,34 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
             cx.state.hold(&input.run, &input.cluster).await?;
             create(cx, &input).await
         }
+        Action::Adopt(tags, changes) => {
+            let detail = takeover(&input.cluster.name, &tags, &changes);
+            tag(cx, &input, found, tags).await?;
+            Ok(Progress::wait(1, detail))
+        }
         Action::Tag(tags) => {
-            let arn = found.map(|found| found.output.arn).unwrap_or_default();
-            cx.state.hold(&input.run, &input.cluster).await?;
-            let call = cx.aws.eks().tag_resource().resource_arn(arn).set_tags(Some(tags.into_iter().collect()));
-            call.send().await.during("eks:TagResource")?;
+            tag(cx, &input, found, tags).await?;
             Ok(Progress::wait(1, "the cluster has new tags"))
         }
         Action::Update(change) => {
             cx.state.hold(&input.run, &input.cluster).await?;
             let on = found.map(|found| found.logging).unwrap_or_default();
-            update(cx, &input, &change, &on).await?;
-            Ok(Progress::wait(UPDATING_SECONDS, format!("EKS changes the control plane: {change:?}")))
+            update(cx, &input, change, &on).await?;
+            Ok(Progress::wait(UPDATING_SECONDS, format!("EKS changes the control plane: {change}")))
         }
     }
+}
+
+async fn tag(
+    cx: &Context,
+    input: &Input,
+    found: Option<Observed>,
+    tags: BTreeMap<String, String>,
+) -> Result<(), StepError> {
+    let arn = found.map(|found| found.output.arn).unwrap_or_default();
+    cx.state.hold(&input.run, &input.cluster).await?;
+    let call = cx.aws.eks().tag_resource().resource_arn(arn).set_tags(Some(tags.into_iter().collect()));
+    call.send().await.map(|_| ()).during("eks:TagResource")
 }
 
 async fn create(cx: &Context, input: &Input) -> Result<Progress<Output>, StepError> {
@@ -227,28 +263,25 @@ async fn create(cx: &Context, input: &Input) -> Result<Progress<Output>, StepErr
         // Nobody gets in by having been the one who called; access entries say who does.
         .bootstrap_cluster_creator_admin_permissions(false)
         .build();
-    let encryption = input.encryption_key_arn.as_ref().map(|key| {
-        let provider = Provider::builder().key_arn(key).build();
-        vec![EncryptionConfig::builder().provider(provider).build()]
-    });
+    let spec = &input.spec;
     // Said only when wanted: not every region has it.
-    let zonal_shift = input.zonal_shift.then(|| ZonalShiftConfigRequest::builder().enabled(true).build());
+    let zonal_shift = spec.zonal_shift.then(|| ZonalShiftConfigRequest::builder().enabled(true).build());
     let created = cx
         .aws
         .eks()
         .create_cluster()
         .name(&input.cluster.name)
-        .version(&input.version)
+        .set_version(spec.version.clone())
         .role_arn(&input.cluster_role_arn)
         .resources_vpc_config(network(input).set_subnet_ids(Some(input.subnet_ids.clone())).build())
         .access_config(access)
         .bootstrap_self_managed_addons(false)
-        .logging(logging(&input.logging, &BTreeSet::new()))
-        .set_encryption_config(encryption)
-        .upgrade_policy(upgrade_policy(input))
+        .logging(logging(&spec.logging, &BTreeSet::new()))
+        .set_encryption_config(encryption(spec))
+        .upgrade_policy(upgrade_policy(spec))
         .set_zonal_shift_config(zonal_shift)
-        .deletion_protection(input.deletion_protection)
-        .set_tags(Some(names::tags(&input.cluster, &input.tags).into_iter().collect()))
+        .deletion_protection(spec.deletion_protection)
+        .set_tags(Some(names::tags(&input.cluster, &spec.tags).into_iter().collect()))
         .client_request_token(format!("{}-cluster", input.run.id))
         .send()
         .await;
@@ -262,16 +295,22 @@ async fn create(cx: &Context, input: &Input) -> Result<Progress<Output>, StepErr
     }
 }
 
-async fn update(cx: &Context, input: &Input, change: &Change, switched_on: &BTreeSet<String>) -> Result<(), StepError> {
+async fn update(cx: &Context, input: &Input, change: Change, switched_on: &BTreeSet<String>) -> Result<(), StepError> {
+    let spec = &input.spec;
     let call = cx.aws.eks().update_cluster_config().name(&input.cluster.name);
     let call = match change {
-        Change::Endpoint => call.resources_vpc_config(network(input).build()),
-        Change::Logging => call.logging(logging(&input.logging, switched_on)),
-        Change::UpgradePolicy => call.upgrade_policy(upgrade_policy(input)),
-        Change::ZonalShift => {
-            call.zonal_shift_config(ZonalShiftConfigRequest::builder().enabled(input.zonal_shift).build())
+        Change::AccessEntries => {
+            let mode = AuthenticationMode::ApiAndConfigMap;
+            call.access_config(UpdateAccessConfigRequest::builder().authentication_mode(mode).build())
         }
-        Change::DeletionProtection => call.deletion_protection(input.deletion_protection),
+        Change::Endpoint => call.resources_vpc_config(network(input).build()),
+        Change::Logging => call.logging(logging(&spec.logging, switched_on)),
+        Change::Encryption => return encrypt(cx, input).await,
+        Change::UpgradePolicy => call.upgrade_policy(upgrade_policy(spec)),
+        Change::ZonalShift => {
+            call.zonal_shift_config(ZonalShiftConfigRequest::builder().enabled(spec.zonal_shift).build())
+        }
+        Change::DeletionProtection => call.deletion_protection(spec.deletion_protection),
     };
     match call.send().await {
         Err(error) if code(&error) == Some("ResourceInUseException") => Ok(()),
@@ -279,38 +318,54 @@ async fn update(cx: &Context, input: &Input, change: &Change, switched_on: &BTre
     }
 }
 
+/// Gives a cluster that has none its key, for good.
+async fn encrypt(cx: &Context, input: &Input) -> Result<(), StepError> {
+    let call = cx.aws.eks().associate_encryption_config().cluster_name(&input.cluster.name);
+    match call.set_encryption_config(encryption(&input.spec)).send().await {
+        Err(error) if code(&error) == Some("ResourceInUseException") => Ok(()),
+        answer => answer.map(|_| ()).during("eks:AssociateEncryptionConfig"),
+    }
+}
+
+fn encryption(spec: &ClusterSpec) -> Option<Vec<EncryptionConfig>> {
+    let provider = Provider::builder().key_arn(spec.encryption_key_arn.as_ref()?).build();
+    Some(vec![EncryptionConfig::builder().provider(provider).build()])
+}
+
 fn network(input: &Input) -> aws_sdk_eks::types::builders::VpcConfigRequestBuilder {
-    let endpoint = &input.endpoint_access;
+    let endpoint = &input.spec.access.endpoint;
     VpcConfigRequest::builder()
         .endpoint_public_access(endpoint.public)
         .endpoint_private_access(endpoint.private)
         .set_public_access_cidrs(endpoint.public.then(|| endpoint.cidrs.clone()))
 }
 
-fn upgrade_policy(input: &Input) -> UpgradePolicyRequest {
-    let support = match input.upgrade_policy {
+fn upgrade_policy(spec: &ClusterSpec) -> UpgradePolicyRequest {
+    let support = match spec.upgrade_policy {
         UpgradePolicy::Standard => SupportType::Standard,
         UpgradePolicy::Extended => SupportType::Extended,
     };
     UpgradePolicyRequest::builder().support_type(support).build()
 }
 
-async fn observe(cx: &Context, name: &str) -> Result<Option<Found>, StepError> {
-    match cx.aws.eks().describe_cluster().name(name).send().await {
+pub(crate) async fn observe(cx: &Context, input: &Input) -> Result<Option<Observed>, StepError> {
+    match cx.aws.eks().describe_cluster().name(&input.cluster.name).send().await {
         Ok(answer) => Ok(answer.cluster.map(found)),
         Err(error) if code(&error) == Some("ResourceNotFoundException") => Ok(None),
         Err(error) => Err(refused("eks:DescribeCluster", &error)),
     }
 }
 
-fn found(cluster: Cluster) -> Found {
+fn found(cluster: Cluster) -> Observed {
+    let encryption_key_arn = encryption_key(&cluster);
+    let mode = cluster.access_config.and_then(|access| access.authentication_mode);
     let network = cluster.resources_vpc_config;
     let setups = cluster.logging.and_then(|logging| logging.cluster_logging).unwrap_or_default();
     let enabled = setups.into_iter().filter(|setup| setup.enabled == Some(true));
     let issues = cluster.health.and_then(|health| health.issues).unwrap_or_default();
     let services = cluster.kubernetes_network_config.and_then(|config| config.service_ipv4_cidr);
     let support = cluster.upgrade_policy.and_then(|policy| policy.support_type);
-    Found {
+    Observed {
         status: cluster.status.unwrap_or(ClusterStatus::Creating),
         output: Output {
             arn: cluster.arn.unwrap_or_default(),
@@ -339,6 +394,8 @@ fn found(cluster: Cluster) -> Found {
             .flat_map(|setup| setup.types.unwrap_or_default())
             .map(|kind| kind.as_str().to_owned())
             .collect(),
+        encryption_key_arn,
+        access_entries: mode != Some(AuthenticationMode::ConfigMap),
         upgrade_policy: match support {
             Some(SupportType::Standard) => UpgradePolicy::Standard,
             _ => UpgradePolicy::Extended,
@@ -349,8 +406,8 @@ fn found(cluster: Cluster) -> Found {
         issues: issues
             .into_iter()
             .map(|issue| {
-                let code = issue.code.as_ref().map_or("no code", |code| code.as_str()).to_owned();
-                format!("{code}: {}.", issue.message.unwrap_or_default().trim_end_matches('.'))
+                let resources = issue.resource_ids.unwrap_or_default();
+                health::issue(issue.code.as_ref().map(AsRef::as_ref), issue.message.as_deref(), &resources)
             })
             .collect(),
     }
@@ -365,18 +422,15 @@ mod tests {
         serde_json::from_value(serde_json::json!({
             "run": {"id": "01", "fence": 1},
             "cluster": {"account": "111122223333", "region": "eu-west-1", "name": "demo"},
-            "version": "1.36",
+            "spec": {"name": "demo", "version": "1.36", "logging": ["api", "audit"]},
             "subnetIds": ["subnet-a", "subnet-b"],
             "clusterRoleArn": "arn:aws:iam::111122223333:role/slipway-eks-demo-eu-west-1-cluster",
-            "endpointAccess": {"public": true, "private": true, "cidrs": ["0.0.0.0/0"]},
-            "logging": ["api", "audit"],
-            "encryptionKeyArn": null,
         }))
         .unwrap()
     }
 
-    fn cluster(status: ClusterStatus) -> Found {
-        Found {
+    fn cluster(status: ClusterStatus) -> Observed {
+        Observed {
             status,
             output: Output {
                 arn: "arn:c".into(),
@@ -388,6 +442,8 @@ mod tests {
             },
             endpoint_access: EndpointSpec::default(),
             logging: BTreeSet::from(["audit".into(), "api".into()]),
+            encryption_key_arn: None,
+            access_entries: true,
             upgrade_policy: UpgradePolicy::Standard,
             zonal_shift: false,
             deletion_protection: false,
@@ -419,6 +475,35 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_is_taken_over_with_a_word_about_what_will_change() {
+        let mut strange = cluster(ClusterStatus::Active);
+        strange.tags.clear();
+        strange.access_entries = false;
+        strange.logging.clear();
+        let mut wish = input();
+        wish.spec.adopt = true;
+        let changes = vec![Change::AccessEntries, Change::Logging];
+        let tags = names::tags(&wish.cluster, &BTreeMap::new());
+        assert_eq!(decide(&wish, Some(&strange)).unwrap(), Action::Adopt(tags.clone(), changes.clone()));
+        assert_eq!(
+            takeover("demo", &tags, &changes),
+            "takes over the cluster demo: tags slipway:cluster=demo; then changes: access entries, logging"
+        );
+        strange.tags.insert(names::CLUSTER_TAG.into(), "demo-2".into());
+        assert_eq!(decide(&wish, Some(&strange)).unwrap_err().name, ErrorName::NotOurs);
+    }
+
+    #[test]
+    fn a_key_is_added_to_a_cluster_without_one() {
+        let mut wish = input();
+        wish.spec.encryption_key_arn = Some("arn:k".into());
+        let mut there = cluster(ClusterStatus::Active);
+        assert_eq!(decide(&wish, Some(&there)).unwrap(), Action::Update(Change::Encryption));
+        there.encryption_key_arn = Some("arn:k".into());
+        assert!(matches!(decide(&wish, Some(&there)).unwrap(), Action::Done(_)));
+    }
+
+    #[test]
     fn a_failed_cluster_says_what_eks_says() {
         let mut failed = cluster(ClusterStatus::Failed);
         failed.issues = vec!["InsufficientFreeAddresses: subnet-a is full.".into()];
@@ -431,15 +516,15 @@ mod tests {
     fn what_differs_is_changed_one_thing_at_a_time() {
         let active = cluster(ClusterStatus::Active);
         let mut wish = input();
-        wish.endpoint_access.cidrs = vec!["192.0.2.0/24".into()];
-        wish.logging.push("scheduler".into());
+        wish.spec.access.endpoint.cidrs = vec!["192.0.2.0/24".into()];
+        wish.spec.logging.push("scheduler".into());
         assert_eq!(decide(&wish, Some(&active)).unwrap(), Action::Update(Change::Endpoint));
-        wish.endpoint_access = EndpointSpec::default();
+        wish.spec.access.endpoint = EndpointSpec::default();
         assert_eq!(decide(&wish, Some(&active)).unwrap(), Action::Update(Change::Logging));
-        wish.logging = input().logging;
-        wish.deletion_protection = true;
+        wish.spec.logging = input().spec.logging;
+        wish.spec.deletion_protection = true;
         assert_eq!(decide(&wish, Some(&active)).unwrap(), Action::Update(Change::DeletionProtection));
-        wish.tags.insert("team".into(), "shop".into());
+        wish.spec.tags.insert("team".into(), "shop".into());
         let tags = BTreeMap::from([("team".to_owned(), "shop".to_owned())]);
         assert_eq!(decide(&wish, Some(&active)).unwrap(), Action::Tag(tags));
     }
@@ -449,14 +534,14 @@ mod tests {
         let mut private = cluster(ClusterStatus::Active);
         private.endpoint_access.public = false;
         let mut wish = input();
-        wish.endpoint_access = EndpointSpec { public: false, private: true, cidrs: vec!["192.0.2.0/24".into()] };
+        wish.spec.access.endpoint = EndpointSpec { public: false, private: true, cidrs: vec!["192.0.2.0/24".into()] };
         assert!(matches!(decide(&wish, Some(&private)).unwrap(), Action::Done(_)));
     }
 
     #[test]
     fn another_version_is_no_small_change() {
         let mut wish = input();
-        wish.version = "1.35".into();
+        wish.spec.version = Some("1.35".into());
         let error = decide(&wish, Some(&cluster(ClusterStatus::Active))).unwrap_err();
         assert_eq!(error.name, ErrorName::NotYetSupported);
         assert!(error.remedy.contains("1.36"), "{}", error.remedy);

@@ -15,7 +15,8 @@ use crate::{
     Context,
     aws::{
         error::{During as _, code, refused},
-        tags::{missing, ours},
+        health,
+        tags::{missing, takes},
     },
 };
 
@@ -46,6 +47,9 @@ pub struct Input {
     pub core_node_role_arn: String,
     /// The spec's tags.
     pub tags: BTreeMap<String, String>,
+    /// A group of the name that bears nobody's tag is taken over.
+    #[serde(default)]
+    pub adopt: bool,
 }
 
 /// The group.
@@ -67,7 +71,7 @@ impl Step for EnsureNodeGroup {
 
 /// A group as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Found {
+pub(crate) struct Observed {
     status: NodegroupStatus,
     ami_type: String,
     /// Minimum, desired, maximum.
@@ -80,7 +84,7 @@ struct Found {
 
 /// What to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Action {
+pub(crate) enum Action {
     Create,
     Resize,
     Tag(BTreeMap<String, String>),
@@ -88,10 +92,10 @@ enum Action {
     Done(Output),
 }
 
-fn decide(input: &Input, found: Option<&Found>) -> Result<Action, StepError> {
+pub(crate) fn decide(input: &Input, found: Option<&Observed>) -> Result<Action, StepError> {
     let Some(found) = found else { return Ok(Action::Create) };
-    ours(&input.cluster, &found.tags, &format!("The node group {CORE_NODE_GROUP}"))?;
-    let issues = if found.issues.is_empty() { "EKS names no health issue.".to_owned() } else { found.issues.join(" ") };
+    takes(&input.cluster, input.adopt, &found.tags, &format!("The node group {CORE_NODE_GROUP}"))?;
+    let issues = health::said(&found.issues);
     match &found.status {
         NodegroupStatus::Creating if found.issues.is_empty() => {
             Ok(Action::Wait(CREATING_SECONDS, "EKS starts the core nodes".to_owned()))
@@ -144,11 +148,7 @@ fn architecture(instance_type: &str) -> Architecture {
 pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepError> {
     let eks = cx.aws.eks();
     let name = &input.cluster.name;
-    let found = match eks.describe_nodegroup().cluster_name(name).nodegroup_name(CORE_NODE_GROUP).send().await {
-        Ok(answer) => answer.nodegroup.map(found),
-        Err(error) if code(&error) == Some("ResourceNotFoundException") => None,
-        Err(error) => return Err(refused("eks:DescribeNodegroup", &error)),
-    };
+    let found = observe(cx, name).await?;
     let size = i32::try_from(input.core.size).unwrap_or(i32::MAX);
     let scaling = NodegroupScalingConfig::builder().min_size(size).desired_size(size).max_size(size).build();
     match decide(&input, found.as_ref())? {
@@ -191,11 +191,19 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
     }
 }
 
-fn found(group: Nodegroup) -> Found {
+pub(crate) async fn observe(cx: &Context, cluster: &str) -> Result<Option<Observed>, StepError> {
+    match cx.aws.eks().describe_nodegroup().cluster_name(cluster).nodegroup_name(CORE_NODE_GROUP).send().await {
+        Ok(answer) => Ok(answer.nodegroup.map(found)),
+        Err(error) if code(&error) == Some("ResourceNotFoundException") => Ok(None),
+        Err(error) => Err(refused("eks:DescribeNodegroup", &error)),
+    }
+}
+
+fn found(group: Nodegroup) -> Observed {
     let scaling = group.scaling_config.as_ref();
     let number = |of: fn(&NodegroupScalingConfig) -> Option<i32>| scaling.and_then(of).unwrap_or_default();
     let issues = group.health.and_then(|health| health.issues).unwrap_or_default();
-    Found {
+    Observed {
         status: group.status.unwrap_or(NodegroupStatus::Creating),
         ami_type: group.ami_type.map(|kind| kind.as_str().to_owned()).unwrap_or_default(),
         size: [
@@ -207,12 +215,8 @@ fn found(group: Nodegroup) -> Found {
         issues: issues
             .into_iter()
             .map(|issue| {
-                format!(
-                    "{}: {} ({}).",
-                    issue.code.as_ref().map_or("no code", |code| code.as_str()),
-                    issue.message.as_deref().unwrap_or("no message").trim_end_matches('.'),
-                    issue.resource_ids.unwrap_or_default().join(", ")
-                )
+                let resources = issue.resource_ids.unwrap_or_default();
+                health::issue(issue.code.as_ref().map(AsRef::as_ref), issue.message.as_deref(), &resources)
             })
             .collect(),
         arn: group.nodegroup_arn.unwrap_or_default(),
@@ -233,11 +237,12 @@ mod tests {
             subnet_ids: vec![],
             core_node_role_arn: "arn:r".into(),
             tags: BTreeMap::new(),
+            adopt: false,
         }
     }
 
-    fn group(status: NodegroupStatus) -> Found {
-        Found {
+    fn group(status: NodegroupStatus) -> Observed {
+        Observed {
             status,
             ami_type: "AL2023_ARM_64_STANDARD".into(),
             size: [2; 3],
@@ -276,6 +281,9 @@ mod tests {
         let mut strange = group(NodegroupStatus::Active);
         strange.tags.clear();
         assert_eq!(decide(&input(), Some(&strange)).unwrap_err().name, ErrorName::NotOurs);
+        let adopting = Input { adopt: true, ..input() };
+        let tags = names::tags(&input().cluster, &BTreeMap::new());
+        assert_eq!(decide(&adopting, Some(&strange)).unwrap(), Action::Tag(tags));
     }
 
     #[test]

@@ -38,6 +38,9 @@ pub struct Input {
     pub endpoint: ClusterEndpoint,
     /// Kubernetes minor, `1.36`.
     pub version: String,
+    /// The cluster is registered for zonal shift.
+    #[serde(default)]
+    pub zonal_shift: bool,
 }
 
 /// What was installed.
@@ -90,6 +93,7 @@ fn decide(input: &Input, chart: &Chart, api_versions: &BTreeSet<String>) -> Resu
         queue: &input.queue_name,
         identity: karpenter.identity,
         controller_role_arn: &input.controller_role_arn,
+        zonal_shift: input.zonal_shift,
     };
     let target = Target { release: RELEASE, namespace: &karpenter.namespace, kubernetes: &input.version, api_versions };
     render(chart, &target, &values(&settings, &karpenter.values))

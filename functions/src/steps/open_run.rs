@@ -1,18 +1,27 @@
 //! open-run: validates and completes the spec, takes the cluster's lease, opens a run.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use slipway_statemachine::{ClusterKey, ClusterSpec, ErrorName, Run, Step, StepError};
+use slipway_statemachine::{
+    ClusterKey, ClusterSpec, ErrorName, Run, Step, StepError,
+    immutable::{self, There},
+    names::{CLUSTER_TAG, CORE_NODE_GROUP},
+};
 use time::OffsetDateTime;
 use ulid::Ulid;
 
 use crate::{
     Context,
-    aws::error::{During as _, code},
+    aws::{
+        error::{During as _, code, refused},
+        tags::takes,
+    },
     runtime,
     state::{
-        lease::{Decision, Execution, decide},
+        lease::{self, Decision, Execution},
         runs::{Opening, Purpose},
     },
 };
@@ -55,7 +64,8 @@ pub struct Output {
 
 impl Step for OpenRun {
     const NAME: &'static str = "open-run";
-    const ERRORS: &'static [ErrorName] = &[ErrorName::NotYetSupported, ErrorName::LeaseHeld];
+    const ERRORS: &'static [ErrorName] =
+        &[ErrorName::NotYetSupported, ErrorName::ImmutableChange, ErrorName::NotOurs, ErrorName::LeaseHeld];
     type Input = Input;
     type Output = Output;
 }
@@ -78,17 +88,39 @@ pub(crate) fn place(spec: &mut ClusterSpec, account: &str, region: &str) -> Resu
     }
 }
 
+/// A cluster of the name that is there: what binds the spec, and its tags.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Found {
+    there: There,
+    tags: BTreeMap<String, String>,
+}
+
+/// Whether a run with this spec may be opened over what is there. It is asked before anything is written: a spec that
+/// is refused must not become the registered one.
+pub(crate) fn decide(cluster: &ClusterKey, spec: &ClusterSpec, found: Option<&Found>) -> Result<(), StepError> {
+    let Some(found) = found else { return Ok(()) };
+    takes(cluster, spec.adopt, &found.tags, &format!("The EKS cluster {}", cluster.name))?;
+    let refused = immutable::violations(spec, &found.there);
+    if refused.is_empty() { Ok(()) } else { Err(refused.into()) }
+}
+
 /// Opens a run, or answers the run that this execution has opened already.
 ///
 /// # Errors
-/// `InvalidInput` and `NotYetSupported` name the field; `LeaseHeld` the execution that has the cluster.
+/// `InvalidInput` and `NotYetSupported` name the field, `ImmutableChange` what the cluster that is there cannot become;
+/// `NotOurs` a cluster of the name that is not ours; `LeaseHeld` the execution that has the cluster.
 pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
     let mut spec = parse(&input.spec)?;
     let caller = cx.aws.sts().get_caller_identity().send().await.during("sts:GetCallerIdentity")?;
     let cluster = place(&mut spec, caller.account().unwrap_or_default(), cx.aws.region())?;
+    // Again, now that it is known where it is: some rules are about partition and region.
+    parse(&runtime::answer(&spec)?)?;
+    let registered = cx.state.registered(&cluster).await?;
+    let found = observe(cx, &cluster, registered.as_ref()).await?;
     if spec.version.is_none() {
-        spec.version = Some(version(cx, &cluster).await?);
+        spec.version = Some(version(cx, registered.as_ref(), found.as_ref()).await?);
     }
+    decide(&cluster, &spec, found.as_ref())?;
 
     let run = open(cx, &cluster, &input.execution.arn, Purpose::Provision, &runtime::answer(&spec)?).await?;
     Ok(Output { run, cluster, spec })
@@ -126,6 +158,44 @@ pub(crate) async fn open(
     Err(held(cluster, "Several executions were started for it at once, and another one has it."))
 }
 
+/// The cluster of that name and its core node group. One that is on its way out binds nobody.
+async fn observe(cx: &Context, cluster: &ClusterKey, registered: Option<&Value>) -> Result<Option<Found>, StepError> {
+    let (eks, name) = (cx.aws.eks(), &cluster.name);
+    let there = match eks.describe_cluster().name(name).send().await {
+        Ok(answer) => answer.cluster,
+        Err(error) if code(&error) == Some("ResourceNotFoundException") => None,
+        Err(error) => return Err(refused("eks:DescribeCluster", &error)),
+    };
+    let Some(there) = there.filter(|there| there.status().is_none_or(|status| status.as_str() != "DELETING")) else {
+        return Ok(None);
+    };
+    let group = match eks.describe_nodegroup().cluster_name(name).nodegroup_name(CORE_NODE_GROUP).send().await {
+        Ok(answer) => answer.nodegroup,
+        Err(error) if code(&error) == Some("ResourceNotFoundException") => None,
+        Err(error) => return Err(refused("eks:DescribeNodegroup", &error)),
+    };
+    let tags: BTreeMap<_, _> = there.tags.clone().unwrap_or_default().into_iter().collect();
+    let network = there.resources_vpc_config.as_ref();
+    Ok(Some(Found {
+        there: There {
+            // One that an older release wrote and this one cannot read binds nobody.
+            registered: registered.and_then(|spec| serde_json::from_value(spec.clone()).ok()),
+            ours: tags.get(CLUSTER_TAG) == Some(name),
+            version: there.version.clone().unwrap_or_default(),
+            vpc_id: network.and_then(|network| network.vpc_id.clone()).unwrap_or_default(),
+            encryption_key_arn: encryption_key(&there),
+            core_instance_types: group.and_then(|group| group.instance_types),
+        },
+        tags,
+    }))
+}
+
+/// The KMS key that a cluster's secrets are encrypted with, if it was given one.
+pub(crate) fn encryption_key(cluster: &aws_sdk_eks::types::Cluster) -> Option<String> {
+    let configured = cluster.encryption_config().first()?;
+    configured.provider()?.key_arn().map(str::to_owned)
+}
+
 fn held(cluster: &ClusterKey, because: &str) -> StepError {
     StepError::new(ErrorName::LeaseHeld, format!("The cluster {} is taken: {because}", cluster.name))
 }
@@ -135,11 +205,13 @@ fn parse(json: &Value) -> Result<ClusterSpec, StepError> {
     ClusterSpec::parse(json).map_err(StepError::from)
 }
 
-/// The version that the cluster was registered with, so that a new default does not upgrade it in passing; for a new
-/// cluster what EKS calls default.
-async fn version(cx: &Context, cluster: &ClusterKey) -> Result<String, StepError> {
-    let registered = cx.state.registered(cluster).await?;
-    if let Some(version) = registered.as_ref().and_then(|spec| spec.get("version")).and_then(Value::as_str) {
+/// The version that the cluster has or was registered with, so that a new default does not upgrade it in passing; for
+/// a new cluster what EKS calls default.
+async fn version(cx: &Context, registered: Option<&Value>, found: Option<&Found>) -> Result<String, StepError> {
+    if let Some(found) = found {
+        return Ok(found.there.version.clone());
+    }
+    if let Some(version) = registered.and_then(|spec| spec.get("version")).and_then(Value::as_str) {
         return Ok(version.to_owned());
     }
     let versions = cx
@@ -160,10 +232,9 @@ async fn version(cx: &Context, cluster: &ClusterKey) -> Result<String, StepError
 async fn lease_for(cx: &Context, cluster: &ClusterKey, execution: &str) -> Result<Decision, StepError> {
     let lease = cx.state.lease(cluster).await?;
     let now = OffsetDateTime::now_utc();
-    match decide(lease.as_ref(), execution, None, now) {
-        Decision::Ask { execution: holder } => {
-            Ok(decide(lease.as_ref(), execution, Some(became(cx, &holder).await?), now))
-        }
+    let decide = |holder| lease::decide(lease.as_ref(), execution, holder, now, cx.settings.lease_grace);
+    match decide(None) {
+        Decision::Ask { execution: holder } => Ok(decide(Some(became(cx, &holder).await?))),
         decision => Ok(decision),
     }
 }
@@ -176,7 +247,7 @@ async fn became(cx: &Context, execution: &str) -> Result<Execution, StepError> {
             Execution::Ended(OffsetDateTime::from_unix_timestamp(at.secs()).unwrap_or(OffsetDateTime::UNIX_EPOCH))
         })),
         Err(error) if matches!(code(&error), Some("ExecutionDoesNotExist" | "InvalidArn")) => Ok(Execution::Unknown),
-        Err(error) => Err(crate::aws::error::refused("states:DescribeExecution", &error)),
+        Err(error) => Err(refused("states:DescribeExecution", &error)),
     }
 }
 
@@ -197,6 +268,32 @@ mod tests {
         let cluster = place(&mut bare, "111122223333", "eu-west-1").unwrap();
         assert_eq!((bare.account.as_deref(), bare.region.as_deref()), (Some("111122223333"), Some("eu-west-1")));
         assert_eq!(crate::state::partition(&cluster), "CLUSTER#111122223333#eu-west-1#demo");
+    }
+
+    fn found(tags: &[(&str, &str)]) -> Found {
+        let tags = tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Found { there: There { ours: true, version: "1.36".into(), ..There::default() }, tags }
+    }
+
+    #[test]
+    fn a_strangers_cluster_is_left_alone_unless_it_is_to_be_adopted() {
+        let demo = place(&mut spec(&json!({"name": "demo"})), "111122223333", "eu-west-1").unwrap();
+        let (plain, adopt) = (spec(&json!({"name": "demo"})), spec(&json!({"name": "demo", "adopt": true})));
+        assert!(decide(&demo, &plain, None).is_ok());
+        assert!(decide(&demo, &plain, Some(&found(&[(CLUSTER_TAG, "demo")]))).is_ok());
+        assert_eq!(decide(&demo, &plain, Some(&found(&[]))).unwrap_err().name, ErrorName::NotOurs);
+        assert!(decide(&demo, &adopt, Some(&found(&[]))).is_ok());
+        let anothers = found(&[(CLUSTER_TAG, "demo-2")]);
+        assert_eq!(decide(&demo, &adopt, Some(&anothers)).unwrap_err().name, ErrorName::NotOurs);
+    }
+
+    #[test]
+    fn what_cannot_be_changed_is_refused_by_name() {
+        let demo = place(&mut spec(&json!({"name": "demo"})), "111122223333", "eu-west-1").unwrap();
+        let older = spec(&json!({"name": "demo", "version": "1.35"}));
+        let error = decide(&demo, &older, Some(&found(&[(CLUSTER_TAG, "demo")]))).unwrap_err();
+        assert_eq!(error.name, ErrorName::ImmutableChange);
+        assert!(error.cause.contains("$.version must stay 1.36"), "{}", error.cause);
     }
 
     #[test]

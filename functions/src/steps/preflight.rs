@@ -6,6 +6,7 @@ use std::{
 };
 
 use aws_sdk_ec2::types::{Filter, LocationType, ProcessorInfo, VCpuInfo};
+use ipnet::Ipv4Net;
 use schemars::JsonSchema;
 use semver::Version;
 use serde::{Deserialize, Serialize};
@@ -85,7 +86,7 @@ impl fmt::Display for Finding {
 
 impl Step for Preflight {
     const NAME: &'static str = "preflight";
-    const ERRORS: &'static [ErrorName] = &[ErrorName::PreflightFailed];
+    const ERRORS: &'static [ErrorName] = &[ErrorName::PreflightFailed, ErrorName::EndpointUnreachable];
     type Input = Input;
     type Output = Output;
 }
@@ -214,7 +215,11 @@ impl Findings {
         let list: Vec<String> =
             errors.iter().zip(1..).map(|(finding, number)| format!("[{number}] {finding}")).collect();
         let cause = format!("The run would fail later for {count} {noun}: {}", list.join(" "));
-        Err(StepError::new(ErrorName::PreflightFailed, cause))
+        let reach_alone = errors.iter().all(|finding| finding.check == REACH);
+        Err(StepError::new(
+            if reach_alone { ErrorName::EndpointUnreachable } else { ErrorName::PreflightFailed },
+            cause,
+        ))
     }
 }
 
@@ -233,7 +238,7 @@ fn decide(cluster: &ClusterKey, spec: &ClusterSpec, seen: &Observed, findings: &
 fn check_cluster(spec: &ClusterSpec, seen: &Observed, findings: &mut Findings) {
     let There::Yes(there) = &seen.cluster else { return };
     let wanted = spec.version.as_deref().unwrap_or_default();
-    if there.owner.as_deref() != Some(spec.name.as_str()) {
+    if there.owner.as_deref() != Some(spec.name.as_str()) && !(spec.adopt && there.owner.is_none()) {
         let evidence = format!("A cluster {} exists without the tag {CLUSTER_TAG}={}.", spec.name, spec.name);
         findings.error("name", "ownership", evidence, "Choose another name, or delete that cluster.");
     } else if there.version != wanted {
@@ -304,10 +309,14 @@ fn check_core(spec: &ClusterSpec, seen: &Observed, findings: &mut Findings) {
     }
 }
 
+/// The check that has an error name of its own.
+const REACH: &str = "EndpointUnreachable";
+
 /// The functions that log in to the cluster have no fixed address.
 fn check_reach(spec: &ClusterSpec, findings: &mut Findings) {
     let endpoint = &spec.access.endpoint;
-    let open = endpoint.public && endpoint.cidrs.iter().any(|cidr| cidr == "0.0.0.0/0");
+    let blocks: Vec<Ipv4Net> = endpoint.cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect();
+    let open = endpoint.public && Ipv4Net::aggregate(&blocks).iter().any(|block| block.prefix_len() == 0);
     if !open {
         let evidence = if endpoint.public {
             format!("The endpoint is open to {} only.", endpoint.cidrs.join(", "))
@@ -316,7 +325,7 @@ fn check_reach(spec: &ClusterSpec, findings: &mut Findings) {
         };
         let remedy = "This release speaks to the cluster from outside its VPC, from addresses of AWS Lambda that change: \
                       set access.endpoint.public to true and its cidrs to [\"0.0.0.0/0\"]; every call still needs a login.";
-        findings.error("access.endpoint", "EndpointUnreachable", evidence, remedy);
+        findings.error("access.endpoint", REACH, evidence, remedy);
     }
 }
 

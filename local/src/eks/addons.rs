@@ -27,6 +27,7 @@ impl Eks {
         let name = request.text("addonName");
         let kind = versions::addon(name)
             .ok_or_else(|| invalid(format!("Addon {name} specified is not supported for the cluster's version")))?;
+        self.check_identities(&id, request).await?;
         let mut state = self.state();
         let cluster = state.cluster(&id)?;
         if let Some(first) = cluster.addons.get(name) {
@@ -58,6 +59,10 @@ impl Eks {
             if let Some(value) = request.input.get(member) {
                 view[member] = value.clone();
             }
+        }
+        let owner = view["addonArn"].as_str().unwrap_or_default().to_owned();
+        if let Some(arns) = cluster.own(&id, &owner, &request.input["podIdentityAssociations"]) {
+            view["podIdentityAssociations"] = json!(arns);
         }
         let addon = Addon { view: view.clone(), request: request.input.clone(), since: Instant::now(), refusal: None };
         cluster.addons.insert(name.to_owned(), addon);
@@ -128,6 +133,7 @@ impl Eks {
         let id = request.cluster();
         self.check_account_role(&id, request).await?;
         let name = request.text("addonName");
+        self.check_identities(&id, request).await?;
         let mut state = self.state();
         let cluster = state.cluster(&id)?;
         if let Some(update) = cluster.update_of(&request.input) {
@@ -153,6 +159,12 @@ impl Eks {
                 params.push((param, value.as_str().unwrap_or_default().to_owned()));
                 addon.view[member] = value.clone();
             }
+        }
+        let owner = addon.view["addonArn"].as_str().unwrap_or_default().to_owned();
+        let bound = cluster.own(&id, &owner, &request.input["podIdentityAssociations"]);
+        let addon = cluster.addon(name)?;
+        if let Some(arns) = bound {
+            addon.view["podIdentityAssociations"] = json!(arns);
         }
         addon.view["status"] = json!("UPDATING");
         addon.view["modifiedAt"] = now();
@@ -186,11 +198,21 @@ impl Eks {
             }
             clock.sleep(DELETION).await;
             let Some(eks) = this.upgrade() else { return };
-            if let Ok(cluster) = eks.state().cluster(&id) {
-                cluster.addons.remove(&name);
+            if let Ok(cluster) = eks.state().cluster(&id)
+                && let Some(removed) = cluster.addons.remove(&name)
+            {
+                cluster.own(&id, removed.view["addonArn"].as_str().unwrap_or_default(), &json!([]));
             }
         });
         Ok(json!({"addon": view}))
+    }
+
+    /// Refuses roles that an add-on's pods could not have.
+    async fn check_identities(&self, id: &ClusterId, request: &Request) -> Result<(), AwsError> {
+        for association in request.input["podIdentityAssociations"].as_array().into_iter().flatten() {
+            self.lets_pods_in(id, association["roleArn"].as_str().unwrap_or_default()).await?;
+        }
+        Ok(())
     }
 
     /// Applies an add-on's objects to its cluster.

@@ -117,6 +117,7 @@ impl Eks {
                 let plane = planes.start(new).await?;
                 objects::apply(&plane.admin, &[prepared]).await?;
                 objects::apply(&plane.admin, &access::policy_objects()).await?;
+                objects::apply(&plane.admin, &[gp2()]).await?;
                 if own_addons {
                     objects::apply(&plane.admin, &addons::self_managed(&version, &region)).await?;
                 }
@@ -193,6 +194,29 @@ impl Eks {
         Ok(json!({"update": update}))
     }
 
+    /// Gives a cluster without one its key for secrets. Nothing takes it away again.
+    pub(super) fn associate_encryption_config(&self, request: &Request) -> Result<Value, AwsError> {
+        let id = request.cluster();
+        let mut state = self.state();
+        let cluster = state.cluster(&id)?;
+        if let Some(update) = cluster.update_of(&request.input) {
+            return Ok(json!({"update": update}));
+        }
+        if cluster.view["encryptionConfig"].is_array() {
+            return Err(invalid("Encryption is already enabled on cluster"));
+        }
+        if cluster.status() != "ACTIVE" {
+            return Err(in_use(format!("Cannot update cluster {} while it is {}", id.name, cluster.status())));
+        }
+        cluster.view["encryptionConfig"] = request.input["encryptionConfig"].clone();
+        cluster.view["status"] = json!("UPDATING");
+        let params = [("EncryptionConfig", request.input["encryptionConfig"].to_string())];
+        let update = cluster.begin_update(Subject::Cluster, "AssociateEncryptionConfig", &params, &request.input);
+        drop(state);
+        self.finish_cluster_update(&id);
+        Ok(json!({"update": update}))
+    }
+
     pub(super) fn delete_cluster(&self, request: &Request) -> Result<Value, AwsError> {
         let id = request.cluster();
         let mut state = self.state();
@@ -228,6 +252,15 @@ impl Eks {
         });
         Ok(json!({"cluster": view}))
     }
+}
+
+/// The StorageClass that EKS puts into every cluster; since Kubernetes 1.30 it is nobody's default.
+fn gp2() -> Value {
+    json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "gp2"},
+        "provisioner": "kubernetes.io/aws-ebs", "parameters": {"type": "gp2", "fsType": "ext4"},
+        "volumeBindingMode": "WaitForFirstConsumer",
+    })
 }
 
 fn taken(id: &ClusterId) -> AwsError {

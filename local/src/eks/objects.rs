@@ -11,6 +11,7 @@ const COLLECTIONS: &[(&str, &str, &str, bool)] = &[
     ("ClusterRoleBinding", "apis/rbac.authorization.k8s.io/v1", "clusterrolebindings", false),
     ("RoleBinding", "apis/rbac.authorization.k8s.io/v1", "rolebindings", true),
     ("MutatingWebhookConfiguration", "apis/admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations", false),
+    ("StorageClass", "apis/storage.k8s.io/v1", "storageclasses", false),
     ("DaemonSet", "apis/apps/v1", "daemonsets", true),
     ("Deployment", "apis/apps/v1", "deployments", true),
     ("Service", "api/v1", "services", true),

@@ -4,41 +4,28 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::state::{Association, ClusterId};
+use super::state::{Association, Cluster, ClusterId};
 use super::{AwsError, Eks, Request, again, in_use, invalid, not_found, now, uuid};
 
 impl Eks {
     pub(super) async fn create_pod_identity_association(&self, request: &Request) -> Result<Value, AwsError> {
         let id = request.cluster();
         self.state().cluster(&id)?;
-        let (namespace, account) = (request.text("namespace"), request.text("serviceAccount"));
-        let role_arn = request.text("roleArn");
-        self.lets_pods_in(&id, role_arn).await?;
+        self.lets_pods_in(&id, request.text("roleArn")).await?;
         let mut state = self.state();
         let cluster = state.cluster(&id)?;
+        let input = &request.input;
         let same = |association: &&Association| {
-            association.view["namespace"] == namespace && association.view["serviceAccount"] == account
+            association.view["namespace"] == input["namespace"]
+                && association.view["serviceAccount"] == input["serviceAccount"]
         };
         if let Some(first) = cluster.associations.values().find(same) {
             let taken =
                 in_use(format!("Association already exists: {}", first.view["associationId"].as_str().unwrap_or("")));
             let view = json!({"association": first.view});
-            return again(&first.request, &request.input, view, taken);
+            return again(&first.request, input, view, taken);
         }
-        let association_id = format!("a-{}", &uuid().replace('-', "")[..17]);
-        let mut view = json!({
-            "clusterName": id.name, "namespace": namespace, "serviceAccount": account, "roleArn": role_arn,
-            "associationId": association_id, "tags": request.tags(), "createdAt": now(), "modifiedAt": now(),
-            "associationArn": format!(
-                "arn:aws:eks:{}:{}:podidentityassociation/{}/{association_id}", id.region, id.account, id.name
-            ),
-            "disableSessionTags": request.input["disableSessionTags"].as_bool().unwrap_or(false),
-        });
-        if let Some(target) = request.input.get("targetRoleArn") {
-            view["targetRoleArn"] = target.clone();
-        }
-        let association = Association { view: view.clone(), request: request.input.clone() };
-        cluster.associations.insert(association_id, association);
+        let view = cluster.associate(&id, input, None);
         Ok(json!({"association": view}))
     }
 
@@ -60,7 +47,7 @@ impl Eks {
     }
 
     /// EKS looks at the role before it takes an association.
-    async fn lets_pods_in(&self, id: &ClusterId, role_arn: &str) -> Result<(), AwsError> {
+    pub(super) async fn lets_pods_in(&self, id: &ClusterId, role_arn: &str) -> Result<(), AwsError> {
         let role = self.role(id, role_arn).await?;
         let role = role.ok_or_else(|| invalid("Role provided in the request does not exist."))?;
         if role.trusts("pods.eks.amazonaws.com") {
@@ -101,6 +88,43 @@ impl Eks {
         let associations = &mut state.cluster(&request.cluster())?.associations;
         let removed = associations.remove(request.text("associationId")).ok_or_else(|| absent(request))?;
         Ok(json!({"association": removed.view}))
+    }
+}
+
+impl Cluster {
+    /// Makes an association of a service account with a role, of an add-on's where it has an owner; answers its shape.
+    fn associate(&mut self, id: &ClusterId, input: &Value, owner: Option<&str>) -> Value {
+        let association_id = format!("a-{}", &uuid().replace('-', "")[..17]);
+        let mut view = json!({
+            "clusterName": id.name, "namespace": input["namespace"], "serviceAccount": input["serviceAccount"],
+            "roleArn": input["roleArn"], "associationId": association_id,
+            "tags": input.get("tags").cloned().unwrap_or_else(|| json!({})), "createdAt": now(), "modifiedAt": now(),
+            "associationArn": format!(
+                "arn:aws:eks:{}:{}:podidentityassociation/{}/{association_id}", id.region, id.account, id.name
+            ),
+            "disableSessionTags": input["disableSessionTags"].as_bool().unwrap_or(false),
+        });
+        if let Some(target) = input.get("targetRoleArn") {
+            view["targetRoleArn"] = target.clone();
+        }
+        if let Some(owner) = owner {
+            view["ownerArn"] = json!(owner);
+        }
+        let association = Association { view: view.clone(), request: input.clone() };
+        self.associations.insert(association_id, association);
+        view
+    }
+
+    /// Makes an add-on's associations those of a request; answers their ARNs. None in the request changes nothing.
+    pub(super) fn own(&mut self, id: &ClusterId, owner: &str, asked: &Value) -> Option<Vec<Value>> {
+        let asked = asked.as_array()?;
+        self.associations.retain(|_, association| association.view["ownerArn"] != owner);
+        let arns = asked.iter().map(|one| {
+            let input = json!({"namespace": "kube-system", "serviceAccount": one["serviceAccount"],
+                "roleArn": one["roleArn"]});
+            self.associate(id, &input, Some(owner))["associationArn"].clone()
+        });
+        Some(arns.collect())
     }
 }
 

@@ -63,7 +63,8 @@ pub(super) struct AddonKind {
     /// The image, without registry and tag.
     pub(super) image: &'static str,
     pub(super) service_account: &'static str,
-    needs_iam: bool,
+    /// The managed policy that EKS recommends for its service account, if it needs AWS at all.
+    policy: Option<&'static str>,
     versions: Versions,
 }
 
@@ -93,7 +94,7 @@ pub(super) const ADDONS: &[AddonKind] = &[
         workload: Workload::DaemonSet("aws-node"),
         image: "amazon-k8s-cni",
         service_account: "aws-node",
-        needs_iam: true,
+        policy: Some("AmazonEKS_CNI_Policy"),
         versions: Versions::Same(&["v1.21.1-eksbuild.3", "v1.20.5-eksbuild.1"]),
     },
     AddonKind {
@@ -102,7 +103,7 @@ pub(super) const ADDONS: &[AddonKind] = &[
         workload: Workload::DaemonSet("kube-proxy"),
         image: "eks/kube-proxy",
         service_account: "kube-proxy",
-        needs_iam: false,
+        policy: None,
         versions: Versions::OfKubernetes("eksbuild.2"),
     },
     AddonKind {
@@ -111,7 +112,7 @@ pub(super) const ADDONS: &[AddonKind] = &[
         workload: Workload::Deployment("coredns"),
         image: "eks/coredns",
         service_account: "coredns",
-        needs_iam: false,
+        policy: None,
         versions: Versions::Same(&["v1.13.2-eksbuild.1", "v1.12.4-eksbuild.1"]),
     },
     AddonKind {
@@ -120,7 +121,7 @@ pub(super) const ADDONS: &[AddonKind] = &[
         workload: Workload::DaemonSet("eks-pod-identity-agent"),
         image: "eks/eks-pod-identity-agent",
         service_account: "default",
-        needs_iam: false,
+        policy: None,
         versions: Versions::Same(&["v1.3.10-eksbuild.1", "v1.3.9-eksbuild.5"]),
     },
     AddonKind {
@@ -129,7 +130,7 @@ pub(super) const ADDONS: &[AddonKind] = &[
         workload: Workload::Deployment("ebs-csi-controller"),
         image: "eks/aws-ebs-csi-driver",
         service_account: "ebs-csi-controller-sa",
-        needs_iam: true,
+        policy: Some("service-role/AmazonEBSCSIDriverPolicy"),
         versions: Versions::Same(&["v1.55.0-eksbuild.1", "v1.54.0-eksbuild.1"]),
     },
     AddonKind {
@@ -138,7 +139,7 @@ pub(super) const ADDONS: &[AddonKind] = &[
         workload: Workload::Deployment("metrics-server"),
         image: "eks/metrics-server",
         service_account: "metrics-server",
-        needs_iam: false,
+        policy: None,
         versions: Versions::Same(&["v0.8.1-eksbuild.1", "v0.8.0-eksbuild.6"]),
     },
 ];
@@ -186,7 +187,7 @@ impl AddonKind {
             .map(|name| {
                 json!({"addonVersion": name, "architecture": ["amd64", "arm64"],
                     "computeTypes": ["ec2", "auto", "hybrid"], "compatibilities": compatibilities(name),
-                    "requiresConfiguration": false, "requiresIamPermissions": self.needs_iam})
+                    "requiresConfiguration": false, "requiresIamPermissions": self.policy.is_some()})
             })
             .collect();
         json!({"addonName": self.name, "type": self.kind, "addonVersions": versions, "publisher": "eks",
@@ -256,4 +257,23 @@ pub(super) fn describe_addon_versions(request: &Request) -> Result<Value, AwsErr
         .filter(|info| info["addonVersions"].as_array().is_some_and(|versions| !versions.is_empty()))
         .collect();
     request.page("addons", &found)
+}
+
+pub(super) fn describe_addon_configuration(request: &Request) -> Result<Value, AwsError> {
+    let (name, version) = (request.text("addonName"), request.text("addonVersion"));
+    let known = addon(name).filter(|addon| {
+        KUBERNETES.iter().any(|minor| addon.versions_for(minor.minor).iter().any(|known| known == version))
+    });
+    let addon = known
+        .ok_or_else(|| super::not_found(format!("Addon {name} with version {version} specified is not supported")))?;
+    let identity: Vec<Value> = addon
+        .policy
+        .map(|policy| {
+            json!({"serviceAccount": addon.service_account,
+                "recommendedManagedPolicies": [format!("arn:aws:iam::aws:policy/{policy}")]})
+        })
+        .into_iter()
+        .collect();
+    Ok(json!({"addonName": name, "addonVersion": version, "podIdentityConfiguration": identity,
+        "configurationSchema": json!({"$schema": "http://json-schema.org/draft-06/schema#", "type": "object"}).to_string()}))
 }

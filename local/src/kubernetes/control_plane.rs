@@ -142,10 +142,16 @@ impl Components {
         let (_, scheduler) = kubeconfig("scheduler.kubeconfig", &certificates.scheduler)?;
         let webhook = dir.join("token-webhook.kubeconfig");
         std::fs::write(&webhook, token_webhook(&cluster.token_webhook_url).to_string())?;
+        let audit = Audit { policy: dir.join("audit-policy.json"), log: logs.join(AUDIT_LOG) };
+        std::fs::write(&audit.policy, audit_policy().to_string())?;
 
         let (mut supervisor, mut ended) = Supervisor::new(format!("{}/{}", cluster.region, cluster.name), logs);
         supervisor.start("etcd", programs, etcd_flags(dir, etcd_port))?;
-        supervisor.start("kube-apiserver", programs, api_server_flags(cluster, &files, &webhook, etcd_port, port))?;
+        supervisor.start(
+            "kube-apiserver",
+            programs,
+            api_server_flags(cluster, &files, &webhook, &audit, etcd_port, port),
+        )?;
         let admin = client(admin).await?;
         // Without the admin's client, which would log each refusal as an error.
         let authority = reqwest::Certificate::from_pem(certificates.authority.as_bytes())?;
@@ -251,6 +257,36 @@ impl Supervisor {
     }
 }
 
+/// The API server's record of who changed what, a JSON line each, among the cluster's logs.
+const AUDIT_LOG: &str = "audit.jsonl";
+
+/// Where the API server is told what to record, and where it does.
+struct Audit {
+    policy: PathBuf,
+    log: PathBuf,
+}
+
+/// What those change who log in with IAM: functions and people. Controllers, nodes and pods would fill a disk, and
+/// questions and tokens change nothing.
+fn audit_policy() -> Value {
+    json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [
+            { "level": "None", "verbs": ["get", "list", "watch"] },
+            { "level": "None", "userGroups": ["system:masters", "system:nodes", "system:serviceaccounts"] },
+            { "level": "None", "users": ["system:kube-scheduler", "system:apiserver"] },
+            { "level": "None", "resources": [
+                { "group": "authentication.k8s.io" },
+                { "group": "authorization.k8s.io" },
+                { "group": "", "resources": ["serviceaccounts/token"] },
+            ] },
+            { "level": "Metadata" },
+        ],
+    })
+}
+
 fn etcd_flags(dir: &Path, port: u16) -> Vec<OsString> {
     let client = format!("http://127.0.0.1:{port}");
     vec![
@@ -269,6 +305,7 @@ fn api_server_flags(
     cluster: &NewControlPlane,
     files: &CertificateFiles,
     webhook: &Path,
+    audit: &Audit,
     etcd_port: u16,
     port: u16,
 ) -> Vec<OsString> {
@@ -298,6 +335,8 @@ fn api_server_flags(
         flag("kubelet-client-key", files.path("kubelet-client.key")),
         // Nodes show the private address that EC2 gave them; where their kubelet really listens is `localhost`.
         flag("kubelet-preferred-address-types", "ExternalDNS"),
+        flag("audit-policy-file", &audit.policy),
+        flag("audit-log-path", &audit.log),
         flag("authentication-token-webhook-config-file", webhook),
         flag("authentication-token-webhook-version", "v1"),
         flag("authentication-token-webhook-cache-ttl", "5s"),

@@ -43,13 +43,20 @@ pub fn lay_out(folder: &Path, bootstrap: &Path) -> anyhow::Result<PathBuf> {
     Ok(template)
 }
 
-/// Deploys a laid out template into a bucket's cloud.
+/// The parameters that the template gets: what is real time in it passes as fast as everything else.
+#[must_use]
+pub fn parameters(speed: f64) -> [String; 2] {
+    ["LogLevel=info".to_owned(), format!("LeaseGraceSeconds={}", (120.0 / speed).ceil().max(1.0))]
+}
+
+/// Deploys a laid out template with parameters into a bucket's cloud.
 ///
 /// # Errors
 /// Where sam is missing or fails, with its last lines.
 pub async fn deploy(
     sam: &Path,
     template: &Path,
+    parameters: &[String],
     bucket: &str,
     env: &[(String, String)],
     home: &Path,
@@ -61,7 +68,8 @@ pub async fn deploy(
         .arg("--template-file")
         .arg(template)
         .args(["--stack-name", STACK, "--s3-bucket", bucket, "--no-confirm-changeset", "--no-fail-on-empty-changeset"])
-        .args(["--capabilities", "CAPABILITY_IAM", "CAPABILITY_NAMED_IAM", "--parameter-overrides", "LogLevel=info"])
+        .args(["--capabilities", "CAPABILITY_IAM", "CAPABILITY_NAMED_IAM", "--parameter-overrides"])
+        .args(parameters)
         .current_dir(home)
         .envs(env.iter().map(|(name, value)| (name, value)))
         .env("HOME", home)
