@@ -35,6 +35,8 @@ error_names! {
     InvalidInput => "Correct the named field and start the run again.",
     /// A field that this release knows but does not act on yet.
     NotYetSupported => "Remove the field, or wait for the release that supports it.",
+    /// The spec asks the cluster that is there for what EKS fixes when it makes one; nothing was touched.
+    ImmutableChange => "Ask for what is there, or make a cluster of another name and move to it.",
     /// Another run holds the cluster's lease.
     LeaseHeld => "Wait for the named execution to end, or stop it; then start again.",
     /// The lease went to another run while this one worked.
@@ -43,8 +45,14 @@ error_names! {
     PreflightFailed => "Fix each finding, then start again.",
     /// Something with the wanted name exists and is not ours.
     NotOurs => "Rename the cluster, delete the foreign resource, or set \"adopt\": true.",
-    /// The network stack could not be made.
-    NetworkFailed => "Read the stack's event in the cause, fix it, delete the stack and start again.",
+    /// The network stack could not be made or changed; it went back by itself.
+    NetworkFailed => "Put right what the stack's event in the cause says, then start again.",
+    /// The network stack is in a state that it does not leave by itself.
+    NetworkStuck => "Put right what the stack's event in the cause says, then start again.",
+    /// A subnet, route or NAT gateway of our network was changed or deleted behind CloudFormation's back.
+    NetworkDrifted => "Put back what the cause names, as infra/network.yaml has it, then start again.",
+    /// The existing network cannot carry the cluster; the cause lists every fault with its field.
+    NetworkUnsuitable => "Correct the network, or network.existing in the spec, then start again.",
     /// The control plane went to FAILED or cannot be made as asked.
     ClusterFailed => "Read EKS's message in the cause; delete the failed cluster and start again.",
     /// The node group went to a failed state; the cause carries EKS's health issues.

@@ -3,7 +3,9 @@
 pub mod documents;
 pub mod error;
 pub mod iam;
+pub mod networks;
 pub mod pod_identity;
+pub mod stacks;
 pub mod tags;
 
 use std::{sync::OnceLock, time::Duration};
