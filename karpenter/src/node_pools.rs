@@ -22,6 +22,8 @@ pub struct NodeClass<'a> {
     pub cluster: &'a str,
     /// Name, not ARN, of the role that nodes get.
     pub role_name: &'a str,
+    /// The subnets, by id, of a network that others made; none: those with the discovery tag.
+    pub subnet_ids: &'a [String],
     /// The cluster's own security group. By id, since EKS puts no tag of ours on it.
     pub security_group_id: &'a str,
     /// Tags of everything that Karpenter launches.
@@ -31,6 +33,11 @@ pub struct NodeClass<'a> {
 /// The EC2NodeClass: Amazon Linux 2023 in the cluster's private subnets.
 #[must_use]
 pub fn node_class(class: &NodeClass<'_>) -> Value {
+    let subnets: Vec<Value> = if class.subnet_ids.is_empty() {
+        vec![json!({ "tags": { DISCOVERY_TAG: class.cluster } })]
+    } else {
+        class.subnet_ids.iter().map(|id| json!({ "id": id })).collect()
+    };
     json!({
         "apiVersion": "karpenter.k8s.aws/v1",
         "kind": "EC2NodeClass",
@@ -38,7 +45,7 @@ pub fn node_class(class: &NodeClass<'_>) -> Value {
         "spec": {
             "role": class.role_name,
             "amiSelectorTerms": [{ "alias": "al2023@latest" }],
-            "subnetSelectorTerms": [{ "tags": { DISCOVERY_TAG: class.cluster } }],
+            "subnetSelectorTerms": subnets,
             "securityGroupSelectorTerms": [{ "id": class.security_group_id }],
             "tags": class.tags,
         },
@@ -124,7 +131,13 @@ mod tests {
     #[test]
     fn the_node_class_takes_one_group_by_id_and_subnets_by_tag() {
         let tags = BTreeMap::from([("slipway:cluster".to_owned(), "demo".to_owned())]);
-        let class = NodeClass { cluster: "demo", role_name: "demo-node", security_group_id: "sg-1", tags: &tags };
+        let class = NodeClass {
+            cluster: "demo",
+            role_name: "demo-node",
+            subnet_ids: &[],
+            security_group_id: "sg-1",
+            tags: &tags,
+        };
         assert_eq!(
             node_class(&class)["spec"],
             json!({
@@ -134,6 +147,13 @@ mod tests {
                 "securityGroupSelectorTerms": [{ "id": "sg-1" }],
                 "tags": { "slipway:cluster": "demo" },
             })
+        );
+        let ids = ["subnet-1", "subnet-2"].map(str::to_owned);
+        let selected = &node_class(&NodeClass { subnet_ids: &ids, ..class })["spec"]["subnetSelectorTerms"];
+        assert_eq!(
+            *selected,
+            json!([{ "id": "subnet-1" }, { "id": "subnet-2" }]),
+            "another's subnets bear no tag of ours"
         );
     }
 

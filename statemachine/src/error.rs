@@ -47,8 +47,14 @@ error_names! {
     EndpointUnreachable => "Open the public endpoint to 0.0.0.0/0; every call still needs a login.",
     /// Something with the wanted name exists and is not ours.
     NotOurs => "Rename the cluster, delete the foreign resource, or set \"adopt\": true.",
-    /// The network stack could not be made.
-    NetworkFailed => "Read the stack's event in the cause, fix it, delete the stack and start again.",
+    /// The network stack could not be made or changed; it went back by itself.
+    NetworkFailed => "Put right what the stack's event in the cause says, then start again.",
+    /// The network stack is in a state that it does not leave by itself.
+    NetworkStuck => "Put right what the stack's event in the cause says, then start again.",
+    /// A subnet, route or NAT gateway of our network was changed or deleted behind CloudFormation's back.
+    NetworkDrifted => "Put back what the cause names, as infra/network.yaml has it, then start again.",
+    /// The existing network cannot carry the cluster; the cause lists every fault with its field.
+    NetworkUnsuitable => "Correct the network, or network.existing in the spec, then start again.",
     /// The control plane went to FAILED or cannot be made as asked.
     ClusterFailed => "Read EKS's message in the cause; delete the failed cluster and start again.",
     /// The node group went to a failed state; the cause carries EKS's health issues.

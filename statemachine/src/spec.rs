@@ -127,8 +127,10 @@ pub struct NetworkExisting {
     /// `vpc-…`
     #[schemars(regex(pattern = r"^vpc-([0-9a-f]{8}|[0-9a-f]{17})$"))]
     pub vpc_id: String,
-    /// Private subnets in at least two zones.
-    #[schemars(length(min = 2), inner(regex(pattern = r"^subnet-([0-9a-f]{8}|[0-9a-f]{17})$")))]
+    /// Private subnets in at least two zones. None listed: those that bear `karpenter.sh/discovery` with the cluster's
+    /// name, else those that bear `kubernetes.io/role/internal-elb`.
+    #[serde(default)]
+    #[schemars(inner(regex(pattern = r"^subnet-([0-9a-f]{8}|[0-9a-f]{17})$")))]
     pub subnet_ids: Vec<String>,
 }
 

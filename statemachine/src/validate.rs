@@ -260,7 +260,9 @@ impl Findings {
         let rule = "must be the id of a VPC, vpc-…";
         self.must(is_id(&network.vpc_id, "vpc-"), &format!("{path}.vpcId"), &network.vpc_id, rule);
         let path = format!("{path}.subnetIds");
-        self.must(network.subnet_ids.len() >= 2, &path, &network.subnet_ids, "must list subnets of at least two zones");
+        // None listed: they are found by tag.
+        let rule = "must list subnets of at least two zones, or be left out";
+        self.must(network.subnet_ids.len() != 1, &path, &network.subnet_ids, rule);
         self.each(&path, &network.subnet_ids, "must be the id of a subnet, subnet-…", |id| is_id(id, "subnet-"));
     }
 

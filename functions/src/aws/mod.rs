@@ -4,7 +4,9 @@ pub mod documents;
 pub mod error;
 pub mod health;
 pub mod iam;
+pub mod networks;
 pub mod pod_identity;
+pub mod stacks;
 pub mod tags;
 
 use std::{sync::OnceLock, time::Duration};

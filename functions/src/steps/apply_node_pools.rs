@@ -30,6 +30,9 @@ pub struct Input {
     pub node_pools: Vec<NodePoolSpec>,
     /// The role of the nodes.
     pub karpenter_node_role_name: String,
+    /// The subnets of a network that others made; none, where the discovery tag tells them.
+    #[serde(default)]
+    pub subnet_ids: Vec<String>,
     /// The cluster's own security group.
     pub security_group_id: String,
     /// The spec's tags.
@@ -74,6 +77,7 @@ fn manifests(input: &Input) -> Vec<Value> {
     let class = NodeClass {
         cluster: &input.cluster.name,
         role_name: &input.karpenter_node_role_name,
+        subnet_ids: &input.subnet_ids,
         security_group_id: &input.security_group_id,
         tags: &tags,
     };

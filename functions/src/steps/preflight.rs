@@ -17,10 +17,14 @@ use slipway_statemachine::{
     spec::{Architecture, NetworkSpec, UpgradePolicy},
 };
 
-use super::ensure_network::{self, Subnet};
+use super::ensure_network::existing::{self, REFUSED_ZONE_IDS};
 use crate::{
     Context,
-    aws::error::{During as _, code, refused},
+    aws::{
+        error::{During as _, code, refused},
+        networks::{self, Network},
+        stacks::{self, Stack},
+    },
     cluster::chart,
 };
 
@@ -91,10 +95,6 @@ impl Step for Preflight {
     type Output = Output;
 }
 
-/// Zones in which EKS makes no control plane, by id (UnsupportedAvailabilityZoneException; EKS user guide, "Subnet
-/// requirements").
-const REFUSED_ZONE_IDS: &[&str] = &["use1-az3", "usw1-az2", "cac1-az3"];
-
 /// Types that a pool of an architecture would start with; a zone without any of them is not worth having.
 const fn common_types(architecture: Architecture) -> &'static [&'static str] {
     match architecture {
@@ -125,8 +125,9 @@ struct Observed {
     /// Kubernetes minors that EKS makes clusters of.
     versions: Option<Vec<Offered>>,
     cluster: There<ThereCluster>,
-    stack: There<ensure_network::Observed>,
-    subnets: Option<Vec<Subnet>>,
+    stack: There<Stack>,
+    /// Of an existing network.
+    network: Option<Network>,
     room: quotas::Room,
     /// Whether the chart is where the spec says.
     chart: Option<Result<(), StepError>>,
@@ -384,25 +385,43 @@ fn against(zone: &Zone, spec: &ClusterSpec, offerings: Option<&BTreeMap<String, 
 fn zones(cluster: &ClusterKey, spec: &ClusterSpec, seen: &Observed, findings: &mut Findings) -> Vec<String> {
     let known = |name: &str| seen.zones.iter().flatten().find(|zone| zone.name == name);
     match &spec.network {
-        NetworkSpec::Existing(existing) => {
-            let Some(subnets) = &seen.subnets else { return Vec::new() };
-            let field = "network.existing.subnetIds";
-            for fault in ensure_network::faults(existing, subnets, &cluster.name) {
-                findings.error(field, "subnets", format!("{fault}."), "Correct the network, or list other subnets.");
+        NetworkSpec::Existing(given) => {
+            let Some(network) = &seen.network else { return Vec::new() };
+            for fault in existing::faults(given, network, &cluster.name) {
+                findings.error(
+                    &fault.field,
+                    "network",
+                    format!("{}.", fault.evidence),
+                    "Correct the network, or list other subnets.",
+                );
             }
-            let zones: BTreeSet<String> = subnets.iter().map(|subnet| subnet.zone.clone()).collect();
+            let zones = existing::zones(given, network, &cluster.name);
             for zone in zones.iter().filter_map(|name| known(name)) {
-                if let Some(reason) = against(zone, spec, seen.offerings.as_ref()) {
+                // The faults speak of EKS's own refusals already.
+                if let Some(reason) = against(zone, spec, seen.offerings.as_ref())
+                    && !REFUSED_ZONE_IDS.contains(&zone.id.as_str())
+                {
+                    let field = "network.existing.subnetIds";
                     findings.error(field, "zones", format!("{}: {reason}.", zone.name), "List subnets of other zones.");
                 }
             }
             zones.into_iter().collect()
         }
         NetworkSpec::Create(create) => {
-            if let There::Yes(stack) = &seen.stack {
-                // A stack that is there has its zones; another choice would be another network.
+            // A stack that is there has its zones; another choice would be another network.
+            if let There::Yes(stack) = &seen.stack
+                && !stack.status.starts_with("ROLLBACK_")
+            {
                 let names = ["Zone1", "Zone2", "Zone3"].iter().filter_map(|name| stack.parameters.get(*name));
-                return names.filter(|name| !name.is_empty()).cloned().collect();
+                let names: Vec<String> = names.filter(|name| !name.is_empty()).cloned().collect();
+                if names.len() != usize::from(create.zones) {
+                    let evidence =
+                        format!("{} zones are asked for, the network is in {}.", create.zones, names.join(", "));
+                    let remedy =
+                        "Zones are chosen once: ask for as many as there are, or make a cluster of another name.";
+                    findings.error("network.create.zones", "zones", evidence, remedy);
+                }
+                return names;
             }
             let Some(zones) = &seen.zones else { return Vec::new() };
             let mut good: Vec<&Zone> =
@@ -444,15 +463,18 @@ async fn observe(
     spec: &ClusterSpec,
     findings: &mut Findings,
 ) -> Result<Observed, StepError> {
-    let (stack_name, existing) = (names::stack(cluster), async {
+    let (stack_name, network) = (names::stack(cluster), async {
         match &spec.network {
-            NetworkSpec::Existing(existing) => ensure_network::survey(cx, existing).await,
-            NetworkSpec::Create(_) => Ok(Vec::new()),
+            NetworkSpec::Existing(given) => {
+                networks::survey(cx.aws.ec2(), &given.vpc_id, existing::to_look_at(given)).await
+            }
+            NetworkSpec::Create(_) => Ok(Network::default()),
         }
     });
     let places = async { tokio::join!(availability_zones(cx), offerings(cx, spec), core_types(cx, spec)) };
     let there = async {
-        tokio::join!(versions(cx), there_cluster(cx, cluster), ensure_network::observe(cx, &stack_name), existing)
+        let stack = stacks::describe(cx.aws.cloudformation(), &stack_name);
+        tokio::join!(versions(cx), there_cluster(cx, cluster), stack, network)
     };
     let chart = chart::reachable(&spec.karpenter.chart, &spec.karpenter.version);
     let (places, there, room, chart) = tokio::join!(places, there, quotas::look(cx), chart);
@@ -463,7 +485,7 @@ async fn observe(
         versions: findings.seen(there.0)?,
         cluster: findings.seen(there.1)?.into(),
         stack: findings.seen(there.2)?.into(),
-        subnets: findings.seen(there.3)?,
+        network: findings.seen(there.3)?,
         room: room.told(findings)?,
         chart: Some(chart),
     })
@@ -620,7 +642,7 @@ mod tests {
             versions: Some(vec![offered("1.36", true), offered("1.32", false)]),
             cluster: There::No,
             stack: There::No,
-            subnets: Some(Vec::new()),
+            network: Some(Network::default()),
             room: quotas::tests::just_enough(),
             chart: Some(Ok(())),
         }
@@ -667,15 +689,22 @@ mod tests {
         let mut seen = fine();
         seen.room.set("VPCs per Region", 5, 5.0);
         let parameters = [("Zone1", "us-east-1d"), ("Zone2", "us-east-1b"), ("Zone3", "")];
-        seen.stack = There::Yes(ensure_network::Observed {
+        let stack = Stack {
             id: "arn".to_owned(),
             status: "CREATE_IN_PROGRESS".to_owned(),
-            owner: Some("demo".to_owned()),
+            tags: BTreeMap::new(),
             parameters: parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             outputs: BTreeMap::new(),
+            protected: false,
             created_at: OffsetDateTime::UNIX_EPOCH,
-        });
+            changed_at: OffsetDateTime::UNIX_EPOCH,
+        };
+        seen.stack = There::Yes(stack.clone());
+        assert_eq!(wrong(json!({"network": {"create": {"zones": 3}}}), &seen), ["network.create.zones"]);
         assert_eq!(decided(&spec(json!({})), &seen).unwrap().zones, ["us-east-1d", "us-east-1b"]);
+        // What a failed creation left is cleared away: its zones may have been what failed.
+        seen.stack = There::Yes(Stack { status: "ROLLBACK_COMPLETE".to_owned(), ..stack });
+        assert_eq!(decided(&spec(json!({})), &seen).unwrap().zones, ["us-east-1a", "us-east-1b"]);
     }
 
     #[test]
