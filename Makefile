@@ -11,7 +11,7 @@ SPEC ?= examples/innovate-dev.json
 # Warnings are errors here, not while you type. The same everywhere, since another value compiles the workspace again.
 STRICT := CLIPPY_ARGS='-Dwarnings__CLIPPY_HACKERY__'
 
-.PHONY: help demo test cloud stop setup build schemas deny fmt
+.PHONY: help demo test soak cloud stop setup build schemas deny fmt
 
 help: ## This list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,9 @@ test: setup ## Everything that CI runs
 	cargo fmt --all --check
 	$(STRICT) cargo build --locked --workspace --all-targets
 	$(STRICT) RUST_TEST_THREADS=$${RUST_TEST_THREADS:-2} cargo test --locked --workspace
+
+soak: setup build ## Every matrix whole; writes docs/soak.md
+	$(STRICT) cargo test --locked --workspace -- --ignored soak
 
 setup: ## Tools from the registries into the cache folder
 	@python3 local/setup.py

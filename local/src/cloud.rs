@@ -98,6 +98,7 @@ pub struct Cloud {
     proxy: Proxy,
     eks: Option<Arc<Eks>>,
     control_planes: Option<Arc<RealControlPlanes>>,
+    changes: Arc<Changes>,
     /// Something failed whose traces are in the folder's logs: it stays until the next cloud sweeps it.
     telling: AtomicBool,
 }
@@ -127,6 +128,7 @@ impl Cloud {
             registry: Registry::open(&Paths::source().join("charts"), &config.cache.join("crds"))?.router(),
         })
         .await?;
+        let changes = Arc::new(Changes::new(config.propagation, ScaledClock::new(config.speed)));
         let mut cloud = Self {
             dir,
             paths,
@@ -134,6 +136,7 @@ impl Cloud {
             proxy,
             eks: None,
             control_planes: None,
+            changes,
             address,
             gateway,
             children: Vec::new(),
@@ -187,7 +190,7 @@ impl Cloud {
         let clock = ScaledClock::new(config.speed);
         let identities = self.gateway.identities();
         identities.ask(Arc::new(ministack.clone()));
-        let changes = Arc::new(Changes::new(config.propagation, clock));
+        let changes = Arc::clone(&self.changes);
         let iam = Iam::new(moto.clone(), ministack.clone(), Arc::clone(&changes));
         let sts = Sts::new(Arc::clone(identities), Arc::new(iam.clone()), Arc::clone(&changes));
         self.gateway.authorize_by(Authorizer::new(Arc::new(iam.clone())));
@@ -396,6 +399,11 @@ impl Cloud {
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
         self.children.iter().filter_map(Child::id).collect()
+    }
+
+    /// From now on services hear of changes in IAM with these delays, also of those made before.
+    pub fn propagate(&self, propagation: Propagation) {
+        self.changes.delay_by(propagation);
     }
 
     fn log(&self, name: &str) -> PathBuf {

@@ -54,7 +54,7 @@ fn draw(seed: u64, purpose: &str) -> u32 {
 /// What was changed lately, and who has heard of it. A thing that was never changed here is old and believed.
 #[derive(Debug)]
 pub struct Changes {
-    propagation: Propagation,
+    propagation: Mutex<Propagation>,
     clock: ScaledClock,
     /// By thing (an ARN), oldest first.
     recent: Mutex<HashMap<String, Vec<Change>>>,
@@ -72,12 +72,21 @@ impl Changes {
     /// No changes yet.
     #[must_use]
     pub fn new(propagation: Propagation, clock: ScaledClock) -> Self {
-        Self { propagation, clock, recent: Mutex::default() }
+        Self { propagation: Mutex::new(propagation), clock, recent: Mutex::default() }
+    }
+
+    /// From now on these delays hold, also for what was changed before.
+    pub fn delay_by(&self, propagation: Propagation) {
+        *self.propagation.lock().unwrap_or_else(PoisonError::into_inner) = propagation;
+    }
+
+    fn propagation(&self) -> Propagation {
+        *self.propagation.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes down that a thing was made (`before` is `None`) or changed just now.
     pub fn record(&self, thing: &str, before: Option<Value>) {
-        let longest = self.clock.real(self.propagation.longest);
+        let longest = self.clock.real(self.propagation().longest);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let changes = recent.entry(thing.to_owned()).or_default();
         let number = changes.last().map_or(0, |last| last.number + 1);
@@ -90,10 +99,11 @@ impl Changes {
     /// that it has heard of. `None` where it has not even heard of the thing's making.
     #[must_use]
     pub fn seen(&self, thing: &str, by: &str, now: Value) -> Option<Value> {
+        let propagation = self.propagation();
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let mut seen = Some(now);
         for change in recent.get(thing).into_iter().flatten().rev() {
-            let delay = self.clock.real(self.propagation.delay(thing, change.number, by));
+            let delay = self.clock.real(propagation.delay(thing, change.number, by));
             if change.at.elapsed() >= delay {
                 break;
             }
@@ -111,7 +121,7 @@ impl Changes {
     /// Which of `hosts` answers for the `number`th time: chosen by the seed, as a load balancer would.
     #[must_use]
     pub fn host(&self, number: u64, hosts: u32) -> u32 {
-        draw(self.propagation.seed, &format!("host {number}")) % hosts.max(1)
+        draw(self.propagation().seed, &format!("host {number}")) % hosts.max(1)
     }
 }
 

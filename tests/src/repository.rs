@@ -40,6 +40,19 @@ pub fn provision() -> anyhow::Result<String> {
         .replace("Function}", "Function:live"))
 }
 
+/// Puts what a soak found into docs/soak.md, under a heading of its own.
+///
+/// # Errors
+/// When the page cannot be read or written.
+pub fn report(heading: &str, text: &str) -> anyhow::Result<()> {
+    let (path, title) = ("docs/soak.md", format!("## {heading}\n"));
+    let page = read(path)?;
+    let (before, rest) = page.split_once(&title).unwrap_or((&page, ""));
+    let after = rest.find("\n## ").map_or("", |next| &rest[next..]);
+    let page = format!("{}\n\n{title}{}\n{after}", before.trim_end(), text.trim_end());
+    std::fs::write(root().join(path), page).with_context(|| format!("cannot write {path}"))
+}
+
 /// A tool of the cache folder, by its path there.
 ///
 /// # Errors

@@ -54,6 +54,8 @@ pub enum Scarcity {
     OneZone,
     /// Nodes have taints that Karpenter does not tolerate.
     Taints,
+    /// Nodes lack the labels that Karpenter asks for.
+    Labels,
     /// Nodes are too small or too full.
     TooSmall,
     /// For another reason, which the scheduler's words say.
@@ -138,6 +140,7 @@ impl Scarcity {
             Self::TooFewNodes => "there are too few nodes, and each replica wants one of its own",
             Self::OneZone => "the nodes are in one zone, and replicas are spread over zones",
             Self::Taints => "the nodes have taints that Karpenter does not tolerate",
+            Self::Labels => "the nodes lack the labels that its node selector or affinity asks for",
             Self::TooSmall => "the nodes have too little free CPU or memory",
             Self::Other => "see the scheduler's words",
         }
@@ -155,7 +158,7 @@ impl Scarcity {
             ("Insufficient", Self::TooSmall),
             ("Too many pods", Self::TooSmall),
             ("anti-affinity", Self::TooFewNodes),
-            ("node affinity", Self::TooFewNodes),
+            ("node affinity", Self::Labels),
             ("no nodes available", Self::TooFewNodes),
         ];
         let counted = reasons.split(',').filter_map(|reason| {

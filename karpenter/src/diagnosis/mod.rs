@@ -361,6 +361,7 @@ fn refused_pods(observed: &Observed, deployment: &Value) -> Option<Finding> {
     let quota = [
         "exceeded quota",
         "failed quota",
+        "status unknown for quota",
         "must specify limits",
         "must specify requests",
         "usage per Container",

@@ -136,9 +136,6 @@ fn symptom(line: &str) -> Option<Symptom> {
     ]) {
         return Some(Symptom::NoCredentials);
     }
-    if let Some(action) = denied(line) {
-        return Some(Symptom::Denied(action));
-    }
     if any(&["NonExistentQueue", "QueueDoesNotExist"]) {
         return Some(Symptom::QueueMissing);
     }
@@ -146,6 +143,9 @@ fn symptom(line: &str) -> Option<Symptom> {
         || (has("failed to setup manager") && has("dial tcp"))
     {
         return Some(Symptom::ClusterEndpoint);
+    }
+    if let Some(action) = denied(line) {
+        return Some(Symptom::Denied(action));
     }
     if has("no matches for kind") || (has("could not find the requested resource") && has("karpenter")) {
         return Some(Symptom::CrdMissing);
