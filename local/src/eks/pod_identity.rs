@@ -1,16 +1,17 @@
 //! EKS Pod Identity: which service account gets which role.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
 
 use super::state::{Association, ClusterId};
-use super::{AwsError, Eks, Request, again, in_use, invalid, not_found, now, uuid};
+use super::{AwsError, Eks, Request, again, in_use, invalid, invalid_request, not_found, now, uuid};
 
 impl Eks {
     pub(super) async fn create_pod_identity_association(&self, request: &Request) -> Result<Value, AwsError> {
         let id = request.cluster();
         self.state().cluster(&id)?;
+        if request.input.get("targetRoleArn").is_some() {
+            return Err(invalid_request("The local cloud's associations do not go on to another role."));
+        }
         let (namespace, account) = (request.text("namespace"), request.text("serviceAccount"));
         let role_arn = request.text("roleArn");
         self.lets_pods_in(&id, role_arn).await?;
@@ -26,7 +27,7 @@ impl Eks {
             return again(&first.request, &request.input, view, taken);
         }
         let association_id = format!("a-{}", &uuid().replace('-', "")[..17]);
-        let mut view = json!({
+        let view = json!({
             "clusterName": id.name, "namespace": namespace, "serviceAccount": account, "roleArn": role_arn,
             "associationId": association_id, "tags": request.tags(), "createdAt": now(), "modifiedAt": now(),
             "associationArn": format!(
@@ -34,10 +35,8 @@ impl Eks {
             ),
             "disableSessionTags": request.input["disableSessionTags"].as_bool().unwrap_or(false),
         });
-        if let Some(target) = request.input.get("targetRoleArn") {
-            view["targetRoleArn"] = target.clone();
-        }
         let association = Association { view: view.clone(), request: request.input.clone() };
+        self.config.changes.record(view["associationArn"].as_str().unwrap_or_default(), None);
         cluster.associations.insert(association_id, association);
         Ok(json!({"association": view}))
     }
@@ -52,6 +51,8 @@ impl Eks {
         let mut state = self.state();
         let associations = &mut state.cluster(&id)?.associations;
         let association = associations.get_mut(request.text("associationId")).ok_or_else(|| absent(request))?;
+        let arn = association.view["associationArn"].as_str().unwrap_or_default();
+        self.config.changes.record(arn, Some(association.view.clone()));
         if let Some(role_arn) = role_arn {
             association.view["roleArn"] = json!(role_arn);
         }
@@ -102,14 +103,21 @@ impl Eks {
         let removed = associations.remove(request.text("associationId")).ok_or_else(|| absent(request))?;
         Ok(json!({"association": removed.view}))
     }
-}
 
-/// The role ARN that a service account gets.
-pub(super) fn role_of(associations: &BTreeMap<String, Association>, namespace: &str, account: &str) -> Option<String> {
-    let found = associations.values().find(|association| {
-        association.view["namespace"] == namespace && association.view["serviceAccount"] == account
-    })?;
-    found.view["roleArn"].as_str().map(str::to_owned)
+    /// The association of a service account, as far as `by` (the webhook, EKS Auth) has heard of it.
+    pub(super) fn association(
+        &self,
+        by: &str,
+        id: &ClusterId,
+        namespace: &str,
+        account: &str,
+    ) -> Result<Option<Value>, AwsError> {
+        let mut state = self.state();
+        let views = state.cluster(id)?.associations.values().map(|association| &association.view);
+        let mut of_account = views.filter(|view| view["namespace"] == namespace && view["serviceAccount"] == account);
+        let changes = &self.config.changes;
+        Ok(of_account.find_map(|view| changes.seen(view["associationArn"].as_str()?, by, view.clone())))
+    }
 }
 
 fn absent(request: &Request) -> AwsError {
