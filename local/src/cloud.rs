@@ -15,6 +15,7 @@ use tokio::process::Command;
 use tokio::task::JoinHandle;
 
 use crate::cloudformation::CloudFormation;
+use crate::eks::auth::EksAuth;
 use crate::eks::{Eks, EksConfig};
 use crate::gateway::Gateway;
 use crate::gateway::authorize::Authorizer;
@@ -29,12 +30,14 @@ use crate::processes::{self, Child};
 use crate::propagation::{Changes, Propagation};
 use crate::services::backend::{MiniStack, Moto};
 use crate::services::deploy;
+use crate::services::ec2::Ec2;
 use crate::services::iam::Iam;
 use crate::services::images;
 use crate::services::pricing::Pricing;
 use crate::services::proxy::{Proxy, ProxyConfig};
 use crate::services::quotas::Quotas;
 use crate::services::registry::Registry;
+use crate::services::sqs::Sqs;
 use crate::services::ssm::Ssm;
 use crate::services::stacks::Stacks;
 use crate::services::stepfunctions::{self, States, Tasks};
@@ -210,11 +213,14 @@ impl Cloud {
         sts.trust_issuers(Arc::clone(&eks) as Arc<dyn IssuerKeys>);
 
         let routes = self.gateway.routes();
-        for service in ["ec2", "tagging", "autoscaling", "elasticloadbalancing"] {
-            routes.add(service, Arc::new(moto.clone()));
+        let emulated: Arc<dyn Service> = Arc::new(moto.clone());
+        routes.add("ec2", Ec2::new(Arc::clone(&emulated), Arc::new(iam.clone()), Arc::clone(&changes)));
+        for service in ["tagging", "autoscaling", "elasticloadbalancing"] {
+            routes.add(service, Arc::clone(&emulated));
         }
         let emulated: Arc<dyn Service> = Arc::new(ministack.clone());
-        for service in ["lambda", "dynamodb", "s3", "sqs", "sns", "events", "scheduler", "logs", "monitoring", "kms"] {
+        routes.add("sqs", Sqs::new(Arc::clone(&emulated), clock));
+        for service in ["lambda", "dynamodb", "s3", "sns", "events", "scheduler", "logs", "monitoring", "kms"] {
             routes.add(service, Arc::clone(&emulated));
         }
         let engine_of_stacks = CloudFormation::new(Arc::clone(&self.gateway) as Arc<dyn Dispatch>, clock, None);
@@ -223,7 +229,7 @@ impl Cloud {
         routes.add("pricing", Arc::new(Pricing));
         routes.add("servicequotas", Arc::new(Quotas));
         routes.add("eks", Arc::clone(&eks) as Arc<dyn Service>);
-        routes.add("eks-auth", eks);
+        routes.add("eks-auth", EksAuth::new(eks));
         routes.add("iam", Arc::new(iam));
         routes.add("sts", sts);
         routes.add("states", Arc::new(States::new(engine)));

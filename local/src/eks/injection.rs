@@ -9,7 +9,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::state::ClusterId;
-use super::{Eks, objects, pod_identity};
+use super::{Eks, objects};
+use crate::kubernetes::POD_IDENTITY_AGENT;
 
 /// A token's volume, where it is mounted, for whom it is, and the environment that points at it.
 #[derive(Debug, PartialEq)]
@@ -66,15 +67,10 @@ impl Eks {
 
     /// What a service account is to AWS at this moment. Pod Identity goes before IRSA.
     async fn identity(&self, id: &ClusterId, namespace: &str, account: &str) -> Option<Identity> {
-        let (associated, admin) = {
-            let mut state = self.state();
-            let cluster = state.cluster(id).ok()?;
-            let associated = pod_identity::role_of(&cluster.associations, namespace, account).is_some();
-            (associated, cluster.plane.as_ref().map(|plane| plane.admin.clone()))
-        };
-        if associated {
+        if self.association("pod-identity-webhook", id, namespace, account).ok()?.is_some() {
             return Some(Identity::of_association(&id.region));
         }
+        let admin = self.state().cluster(id).ok()?.plane.as_ref().map(|plane| plane.admin.clone());
         let object = objects::get(&admin?, "ServiceAccount", namespace, account).await;
         let object = object.inspect_err(|error| tracing::warn!("{namespace}/{account}: {error:#}")).ok()??;
         Identity::of_annotations(&object["metadata"]["annotations"], &id.region)
@@ -95,7 +91,7 @@ impl Identity {
                 ("AWS_STS_REGIONAL_ENDPOINTS", "regional".to_owned()),
                 ("AWS_DEFAULT_REGION", region.to_owned()),
                 ("AWS_REGION", region.to_owned()),
-                ("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://169.254.170.23/v1/credentials".to_owned()),
+                ("AWS_CONTAINER_CREDENTIALS_FULL_URI", POD_IDENTITY_AGENT.to_owned()),
                 ("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", format!("{mount}/{file}")),
             ],
         }

@@ -8,6 +8,7 @@
 mod access;
 mod addons;
 mod amazon;
+pub mod auth;
 mod clusters;
 mod endpoint;
 mod injection;

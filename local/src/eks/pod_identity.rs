@@ -1,16 +1,17 @@
 //! EKS Pod Identity: which service account gets which role.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
 
 use super::state::{Association, Cluster, ClusterId};
-use super::{AwsError, Eks, Request, again, in_use, invalid, not_found, now, uuid};
+use super::{AwsError, Eks, Request, again, in_use, invalid, invalid_request, not_found, now, uuid};
 
 impl Eks {
     pub(super) async fn create_pod_identity_association(&self, request: &Request) -> Result<Value, AwsError> {
         let id = request.cluster();
         self.state().cluster(&id)?;
+        if request.input.get("targetRoleArn").is_some() {
+            return Err(invalid_request("The local cloud's associations do not go on to another role."));
+        }
         self.lets_pods_in(&id, request.text("roleArn")).await?;
         let mut state = self.state();
         let cluster = state.cluster(&id)?;
@@ -26,6 +27,7 @@ impl Eks {
             return again(&first.request, input, view, taken);
         }
         let view = cluster.associate(&id, input, None);
+        self.config.changes.record(view["associationArn"].as_str().unwrap_or_default(), None);
         Ok(json!({"association": view}))
     }
 
@@ -39,6 +41,8 @@ impl Eks {
         let mut state = self.state();
         let associations = &mut state.cluster(&id)?.associations;
         let association = associations.get_mut(request.text("associationId")).ok_or_else(|| absent(request))?;
+        let arn = association.view["associationArn"].as_str().unwrap_or_default();
+        self.config.changes.record(arn, Some(association.view.clone()));
         if let Some(role_arn) = role_arn {
             association.view["roleArn"] = json!(role_arn);
         }
@@ -89,6 +93,21 @@ impl Eks {
         let removed = associations.remove(request.text("associationId")).ok_or_else(|| absent(request))?;
         Ok(json!({"association": removed.view}))
     }
+
+    /// The association of a service account, as far as `by` (the webhook, EKS Auth) has heard of it.
+    pub(super) fn association(
+        &self,
+        by: &str,
+        id: &ClusterId,
+        namespace: &str,
+        account: &str,
+    ) -> Result<Option<Value>, AwsError> {
+        let mut state = self.state();
+        let views = state.cluster(id)?.associations.values().map(|association| &association.view);
+        let mut of_account = views.filter(|view| view["namespace"] == namespace && view["serviceAccount"] == account);
+        let changes = &self.config.changes;
+        Ok(of_account.find_map(|view| changes.seen(view["associationArn"].as_str()?, by, view.clone())))
+    }
 }
 
 impl Cluster {
@@ -104,9 +123,6 @@ impl Cluster {
             ),
             "disableSessionTags": input["disableSessionTags"].as_bool().unwrap_or(false),
         });
-        if let Some(target) = input.get("targetRoleArn") {
-            view["targetRoleArn"] = target.clone();
-        }
         if let Some(owner) = owner {
             view["ownerArn"] = json!(owner);
         }
@@ -126,14 +142,6 @@ impl Cluster {
         });
         Some(arns.collect())
     }
-}
-
-/// The role ARN that a service account gets.
-pub(super) fn role_of(associations: &BTreeMap<String, Association>, namespace: &str, account: &str) -> Option<String> {
-    let found = associations.values().find(|association| {
-        association.view["namespace"] == namespace && association.view["serviceAccount"] == account
-    })?;
-    found.view["roleArn"].as_str().map(str::to_owned)
 }
 
 fn absent(request: &Request) -> AwsError {

@@ -15,12 +15,15 @@ use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use slipway_states::clock::ScaledClock;
 
+use super::auth::EksAuth;
 use super::model::tests::cache;
+use super::state::ClusterId;
 use super::{Eks, EksConfig};
 use crate::gateway::call::{Answer, Aws, AwsError, Call, Dispatch, Principal, Service};
 use crate::gateway::wire;
 use crate::kubernetes::{ControlPlane, ControlPlanes, NewControlPlane, NodeAuthority};
 use crate::propagation::{Changes, Propagation};
+use crate::services::web_token::tests::Issuer;
 
 const ACCOUNT: &str = "111122223333";
 const REGION: &str = "eu-west-1";
@@ -48,7 +51,7 @@ impl Neighbours {
         let (path, service) = match name {
             "cluster" => ("", "eks.amazonaws.com"),
             "node" => ("", "ec2.amazonaws.com"),
-            "pod" => ("", "pods.eks.amazonaws.com"),
+            "pod" | "untagged" => ("", "pods.eks.amazonaws.com"),
             "PlatformAdmin" => ("people/", "ec2.amazonaws.com"),
             _ => return Err(AwsError::new(404, "NoSuchEntity", format!("The role with name {name} cannot be found."))),
         };
@@ -155,6 +158,20 @@ impl Neighbours {
                 }
                 String::new()
             }
+            "AssumeRole" => {
+                assert_eq!(call.principal.arn, "pods.eks.amazonaws.com");
+                assert!(asked.values().any(|value| value == "kubernetes-pod-uid"), "{asked:?}");
+                if !asked["RoleArn"].ends_with("role/pod") {
+                    return Err(AwsError::new(403, "AccessDenied", "not authorized to perform: sts:AssumeRole"));
+                }
+                format!(
+                    "<AssumedRoleUser><Arn>arn:aws:sts::{ACCOUNT}:assumed-role/pod/{}</Arn>\
+                     <AssumedRoleId>AROApod:x</AssumedRoleId></AssumedRoleUser><Credentials>\
+                     <AccessKeyId>ASIA1</AccessKeyId><SecretAccessKey>s</SecretAccessKey>\
+                     <SessionToken>t</SessionToken><Expiration>2027-01-15T08:00:00Z</Expiration></Credentials>",
+                    asked["RoleSessionName"]
+                )
+            }
             "GetCallerIdentity" => {
                 assert_eq!(call.headers["x-k8s-aws-id"], "demo");
                 assert!(call.uri.query().unwrap().contains("X-Amz-Signature"));
@@ -242,6 +259,15 @@ struct Cloud {
 
 impl Cloud {
     fn new() -> Self {
+        Self::hearing(Propagation::none())
+    }
+
+    /// Where what is written down as changed is not heard of while a test runs.
+    fn deaf() -> Self {
+        Self::hearing(Propagation { seed: 1, shortest: Duration::from_hours(1), longest: Duration::from_hours(1) })
+    }
+
+    fn hearing(propagation: Propagation) -> Self {
         let neighbours = Neighbours::default();
         let aws = Aws {
             gateway: Arc::new(neighbours.clone()),
@@ -249,9 +275,7 @@ impl Cloud {
             region: REGION.to_owned(),
             principal: Principal::service("eks.amazonaws.com", ACCOUNT),
         };
-        // What is written down as changed is not heard of while a test runs.
-        let never = Propagation { seed: 1, shortest: Duration::from_hours(1), longest: Duration::from_hours(1) };
-        let changes = Arc::new(Changes::new(never, ScaledClock::new(1.0)));
+        let changes = Arc::new(Changes::new(propagation, ScaledClock::new(1.0)));
         let config = EksConfig {
             aws,
             clock: ScaledClock::new(10_000.0),
@@ -525,7 +549,7 @@ async fn what_a_node_group_stands_on_is_checked() {
 
 #[tokio::test]
 async fn a_role_that_is_seconds_old_is_refused_in_the_words_of_each_operation() {
-    let cloud = Cloud::new();
+    let cloud = Cloud::deaf();
     cloud.demo().await;
     let role = |name: &str| format!("arn:aws:iam::{ACCOUNT}:role/{name}");
     let mut second = demo();
@@ -555,7 +579,7 @@ async fn a_role_that_is_seconds_old_is_refused_in_the_words_of_each_operation() 
 
 #[tokio::test]
 async fn a_trust_policy_that_was_put_right_just_now_is_still_the_wrong_one() {
-    let cloud = Cloud::new();
+    let cloud = Cloud::deaf();
     cloud.demo().await;
     let pod = format!("arn:aws:iam::{ACCOUNT}:role/pod");
     cloud.changes.record(&pod, Some(json!({"Statement": []})));
@@ -675,6 +699,101 @@ async fn pods_get_the_identity_of_their_service_account() {
     let path = format!("/clusters/demo/pod-identity-associations/{id}");
     cloud.call(Method::DELETE, &path, &Value::Null).await.unwrap();
     assert!(admitted("till").await.unwrap().contains("AWS_WEB_IDENTITY_TOKEN_FILE"));
+}
+
+/// What EKS Auth answers to the agent, for a pod of `shop/till` with these claims of its own.
+async fn credentials(cloud: &Cloud, issuer: &Issuer, claims: &Value) -> Result<Value, AwsError> {
+    let mut all = json!({
+        "aud": ["pods.eks.amazonaws.com"],
+        "kubernetes.io": {"namespace": "shop", "pod": {"name": "till-1", "uid": "u-1"}, "serviceaccount": {"name": "till"}},
+    });
+    for (claim, value) in claims.as_object().into_iter().flatten() {
+        all[claim] = value.clone();
+    }
+    let auth = EksAuth::new(Arc::clone(&cloud.eks));
+    let uri = "/clusters/demo/assume-role-for-pod-identity".parse().unwrap();
+    let call = Call {
+        request_id: "r".to_owned(),
+        account: ACCOUNT.to_owned(),
+        region: REGION.to_owned(),
+        principal: Principal::service("x", ACCOUNT),
+        service: "eks-auth".to_owned(),
+        action: auth.action(&Method::POST, &uri).expect("the operation of EKS Auth"),
+        method: Method::POST,
+        uri,
+        headers: HeaderMap::new(),
+        body: Bytes::from(json!({"token": issuer.token(&all)}).to_string()),
+    };
+    let answer = auth.handle(call).await;
+    wire::error_of(&answer).map_or_else(|| Ok(serde_json::from_slice(&answer.body).unwrap()), Err)
+}
+
+/// The issuer of a cluster's tokens, with its keys published.
+async fn issuer_of(cloud: &Cloud) -> Issuer {
+    let cluster = cloud.demo().await;
+    let issuer = Issuer::new(cluster["identity"]["oidc"]["issuer"].as_str().unwrap());
+    for cluster in cloud.eks.state().clusters.values_mut() {
+        cluster.plane.as_mut().unwrap().jwks = issuer.keys();
+    }
+    issuer
+}
+
+fn associate(role: &str) -> Value {
+    json!({"namespace": "shop", "serviceAccount": "till", "roleArn": format!("arn:aws:iam::{ACCOUNT}:role/{role}")})
+}
+
+#[tokio::test]
+async fn an_associated_pod_gets_credentials_for_its_own_token_only() {
+    let cloud = Cloud::new();
+    let issuer = issuer_of(&cloud).await;
+    let none = credentials(&cloud, &issuer, &json!({})).await.unwrap_err();
+    assert_eq!((none.status, none.code.as_str()), (404, "ResourceNotFoundException"), "{none}");
+    let path = "/clusters/demo/pod-identity-associations";
+    let made = cloud.post(path, &associate("pod")).await["association"].take();
+
+    let given = credentials(&cloud, &issuer, &json!({})).await.unwrap();
+    assert_eq!(given["podIdentityAssociation"]["associationId"], made["associationId"]);
+    assert_eq!(given["subject"], json!({"namespace": "shop", "serviceAccount": "till"}));
+    assert_eq!(given["credentials"]["expiration"], 1_800_000_000);
+    let session = given["assumedRoleUser"]["arn"].as_str().unwrap();
+    assert!(session.starts_with(&format!("arn:aws:sts::{ACCOUNT}:assumed-role/pod/eks-demo-till-1-")), "{session}");
+
+    let other = json!({"namespace": "shop", "pod": {"name": "p", "uid": "u"}, "serviceaccount": {"name": "other"}});
+    let unbound = json!({"namespace": "shop", "serviceaccount": {"name": "till"}});
+    for (claims, status, code) in [
+        (json!({"aud": ["sts.amazonaws.com"]}), 400, "InvalidTokenException"),
+        (json!({"exp": 1_700_000_000}), 400, "ExpiredTokenException"),
+        (json!({"iss": "https://issuer.example.com"}), 400, "InvalidTokenException"),
+        (json!({"kubernetes.io": unbound}), 400, "InvalidTokenException"),
+        (json!({"kubernetes.io": other}), 404, "ResourceNotFoundException"),
+    ] {
+        let refused = credentials(&cloud, &issuer, &claims).await.unwrap_err();
+        assert_eq!((refused.status, refused.code.as_str()), (status, code), "{claims}: {refused}");
+    }
+    let forger = Issuer::new(&format!("https://oidc.eks.{REGION}.amazonaws.com/id/A"));
+    assert_eq!(credentials(&cloud, &forger, &json!({})).await.unwrap_err().code, "InvalidTokenException");
+}
+
+#[tokio::test]
+async fn a_role_whose_trust_lacks_the_pods_gives_them_nothing() {
+    let cloud = Cloud::new();
+    let issuer = issuer_of(&cloud).await;
+    cloud.post("/clusters/demo/pod-identity-associations", &associate("untagged")).await;
+    let refused = credentials(&cloud, &issuer, &json!({})).await.unwrap_err();
+    assert_eq!((refused.status, refused.code.as_str()), (400, "AccessDeniedException"));
+    assert_eq!(refused.message, "Unauthorized Exception! EKS does not have permissions to assume the associated role.");
+}
+
+#[tokio::test]
+async fn a_fresh_association_is_not_known_to_webhook_and_agent() {
+    let cloud = Cloud::deaf();
+    let issuer = issuer_of(&cloud).await;
+    cloud.post("/clusters/demo/pod-identity-associations", &associate("pod")).await;
+    assert_eq!(credentials(&cloud, &issuer, &json!({})).await.unwrap_err().code, "ResourceNotFoundException");
+    let id = ClusterId { account: ACCOUNT.into(), region: REGION.into(), name: "demo".into() };
+    let review = json!({"request": {"uid": "u", "namespace": "shop",
+        "object": {"spec": {"serviceAccountName": "till", "containers": [{"name": "c"}]}}}});
+    assert!(cloud.eks.admit_pod(&id, &review).await["response"].get("patch").is_none());
 }
 
 #[tokio::test]

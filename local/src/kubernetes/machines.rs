@@ -37,6 +37,8 @@ pub(crate) struct Machine {
     /// Its node's name: the private DNS name that EC2 gave it.
     pub(crate) node: String,
     pub(crate) instance: String,
+    /// The role in its instance profile.
+    pub(crate) role_arn: String,
     pub(crate) private_ip: String,
     pub(crate) region: String,
     pub(crate) zone: String,
@@ -195,15 +197,18 @@ impl Machines {
                 }
                 Stage::Booting { .. } | Stage::Refused { .. } => {}
             }
-            if let Err(reason) = self.may_join(&instance).await? {
-                if !matches!(stage, Stage::Refused { .. }) {
-                    tracing::warn!(cluster = self.cluster, instance = id, reason, "a machine may not join its cluster");
+            let role = match self.may_join(&instance).await? {
+                Ok(role) => role,
+                Err(reason) => {
+                    if !matches!(stage, Stage::Refused { .. }) {
+                        tracing::warn!(cluster = self.cluster, instance = id, reason, "a machine may not join");
+                    }
+                    *stage = Stage::Refused { ask_again: Instant::now() + ASK_AGAIN };
+                    continue;
                 }
-                *stage = Stage::Refused { ask_again: Instant::now() + ASK_AGAIN };
-                continue;
-            }
+            };
             let kind = self.types.get(&self.aws, &instance.kind).await?;
-            let machine = instance.into_machine(&self.aws.region, kind, self.user_data(&id).await?.as_deref());
+            let machine = instance.into_machine(&self.aws.region, kind, role, self.user_data(&id).await?.as_deref());
             let node = machine.node.clone();
             self.agent.join(machine).await.with_context(|| format!("node {node}"))?;
             tracing::info!(cluster = self.cluster, instance = id, node, "a machine has joined");
@@ -245,8 +250,8 @@ impl Machines {
         }
     }
 
-    /// Whether EKS lets the instance's role in, or why not.
-    async fn may_join(&self, instance: &Instance) -> anyhow::Result<Result<(), String>> {
+    /// The instance's role, if EKS lets it in, or why not.
+    async fn may_join(&self, instance: &Instance) -> anyhow::Result<Result<String, String>> {
         let Some(profile) = &instance.profile else { return Ok(Err("it has no instance profile".to_owned())) };
         let name = profile.rsplit('/').next().unwrap_or(profile);
         let answer = self.aws.query("iam", "GetInstanceProfile", &[("InstanceProfileName", name)]).await;
@@ -260,7 +265,7 @@ impl Machines {
         let Some(authority) = self.authority.upgrade() else { return Ok(Err("EKS is not there".to_owned())) };
         let (account, region) = (&self.aws.account, &self.aws.region);
         if authority.may_join(account, region, &self.cluster, &role).await {
-            Ok(Ok(()))
+            Ok(Ok(role))
         } else {
             Ok(Err(format!("{role} has no access entry of type EC2_LINUX")))
         }
@@ -308,11 +313,12 @@ impl Instance {
         tag(&format!("kubernetes.io/cluster/{cluster}")) == Some("owned") || tag("eks:cluster-name") == Some(cluster)
     }
 
-    fn into_machine(self, region: &str, kind: Arc<InstanceType>, user_data: Option<&str>) -> Machine {
+    fn into_machine(self, region: &str, kind: Arc<InstanceType>, role_arn: String, user_data: Option<&str>) -> Machine {
         let (labels, taints) = kubelet_registration(&self.tags, user_data);
         Machine {
             node: self.private_dns,
             instance: self.id,
+            role_arn,
             private_ip: self.private_ip,
             region: region.to_owned(),
             zone: self.zone,
@@ -452,6 +458,7 @@ mod tests {
         let machine = Instance::read(Document::parse(INSTANCE).unwrap().root_element()).unwrap().into_machine(
             "eu-west-1",
             t4g_medium(),
+            "arn:aws:iam::111122223333:role/core".to_owned(),
             None,
         );
         assert_eq!(machine.capacity()["pods"].0, "17");

@@ -57,6 +57,10 @@ pub struct ControlPlane {
     pub dir: PathBuf,
 }
 
+/// Where pods find the Pod Identity agent of their node on AWS. A process of a pod gets another address for it, because
+/// this one cannot be had on loopback.
+pub const POD_IDENTITY_AGENT: &str = "http://169.254.170.23/v1/credentials";
+
 /// Who makes control planes.
 #[async_trait]
 pub trait ControlPlanes: Send + Sync {
@@ -162,6 +166,13 @@ impl RealControlPlanes {
             api_url: components.url.clone(),
             version: components.server_version.clone(),
             aws_endpoint: config.aws_endpoint.clone(),
+            cluster: cluster.name.clone(),
+            aws: Aws {
+                gateway: config.gateway.clone(),
+                account: cluster.account.clone(),
+                region: cluster.region.clone(),
+                principal: Principal::service("ec2.amazonaws.com", &cluster.account),
+            },
             programs,
             dir: dir.join("pods"),
             stopping: stopping.child_token(),

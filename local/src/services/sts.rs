@@ -9,13 +9,12 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
 use iam_rs::{Principal as Caller, PrincipalId};
-use jsonwebtoken::jwk::JwkSet;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::iam::{Role, Roles};
+use super::web_token::{self, Distrust};
 use crate::eks::Eks;
 use crate::gateway::CONNECTION_HEADER;
 use crate::gateway::call::{Answer, AwsError, Call, Principal, Service};
@@ -84,7 +83,7 @@ impl Sts {
     async fn client_ids(&self, provider_arn: &str, front_end: &str) -> Option<Vec<String>> {
         let client_ids = self.iam.client_ids(provider_arn).await?;
         let seen = self.changes.seen(provider_arn, front_end, json!(client_ids))?;
-        Some(texts(&seen))
+        Some(web_token::texts(&seen))
     }
 
     async fn caller_identity(&self, call: &Call) -> String {
@@ -170,7 +169,7 @@ impl Sts {
         let session_name = session_name(&parameters)?;
         let token = required(&parameters, "WebIdentityToken")?;
         let front_end = self.front_end(call);
-        let claims = unverified_claims(token)?;
+        let claims = web_token::unverified_claims(token).ok_or_else(|| invalid_token(NO_TOKEN))?;
         let issuer = claims["iss"].as_str().ok_or_else(|| missing_claim("iss"))?;
         let host_and_path = issuer.trim_start_matches("https://");
         let account = role_arn.split(':').nth(4).unwrap_or_default();
@@ -180,7 +179,7 @@ impl Sts {
         };
         self.verify(token, issuer)?;
         in_force(&claims)?;
-        let audiences = texts(&claims["aud"]);
+        let audiences = web_token::audiences(&claims);
         if audiences.is_empty() {
             return Err(missing_claim("aud"));
         }
@@ -212,30 +211,17 @@ impl Sts {
     }
 
     fn verify(&self, token: &str, issuer: &str) -> Result<(), AwsError> {
-        let no_key = || {
-            invalid_token(
-                "Couldn't retrieve verification key from your identity provider,  please reference \
-                 AssumeRoleWithWebIdentity documentation for requirements",
-            )
-        };
-        let header = jsonwebtoken::decode_header(token)
-            .map_err(|_| invalid_token("The ID Token provided is not a valid JWT"))?;
-        let keys = self.issuers.get().and_then(|issuers| issuers.jwks(issuer)).ok_or_else(no_key)?;
-        let keys: JwkSet = serde_json::from_value(keys).map_err(|_| no_key())?;
-        let key = match &header.kid {
-            Some(id) => keys.find(id),
-            None => keys.keys.first(),
-        };
-        let key = key.and_then(|key| DecodingKey::from_jwk(key).ok()).ok_or_else(no_key)?;
-        let mut validation = Validation::new(Algorithm::RS256);
-        // Expiry and audience are judged with STS's own words, after the signature.
-        validation.validate_exp = false;
-        validation.validate_aud = false;
-        validation.required_spec_claims.clear();
-        validation.set_issuer(&[issuer]);
-        jsonwebtoken::decode::<Value>(token, &key, &validation)
-            .map_err(|_| invalid_token("The web identity token's signature could not be verified"))?;
-        Ok(())
+        let keys = self.issuers.get().and_then(|issuers| issuers.jwks(issuer));
+        web_token::verify(token, issuer, keys).map_err(|distrust| {
+            invalid_token(match distrust {
+                Distrust::Malformed => NO_TOKEN,
+                Distrust::NoKey => {
+                    "Couldn't retrieve verification key from your identity provider,  please reference \
+                     AssumeRoleWithWebIdentity documentation for requirements"
+                }
+                Distrust::Forged => "The web identity token's signature could not be verified",
+            })
+        })
     }
 
     /// The policies that a session is asked to keep to, written out (`Policy`) or managed ones (`PolicyArns`).
@@ -371,15 +357,11 @@ fn session_tags(parameters: &BTreeMap<String, String>) -> BTreeMap<String, Strin
     (1..).map_while(|number| Some((tag(number, "Key")?, tag(number, "Value").unwrap_or_default()))).collect()
 }
 
+/// STS's words for what is no token.
+const NO_TOKEN: &str = "The ID Token provided is not a valid JWT. (You may see this error if you sent an Access Token)";
+
 fn invalid_token(message: impl Into<String>) -> AwsError {
     AwsError::new(400, "InvalidIdentityToken", message)
-}
-
-/// The claims of a token, before anything is known about its signature.
-fn unverified_claims(token: &str) -> Result<Value, AwsError> {
-    jsonwebtoken::dangerous::insecure_decode::<Value>(token).map(|token| token.claims).map_err(|_| {
-        invalid_token("The ID Token provided is not a valid JWT. (You may see this error if you sent an Access Token)")
-    })
 }
 
 fn missing_claim(name: &str) -> AwsError {
@@ -395,15 +377,6 @@ fn in_force(claims: &Value) -> Result<(), AwsError> {
     }
     let message = format!("Token expired: current date/time {now} must be before the expiration date/time {expires}");
     Err(AwsError::new(400, "ExpiredTokenException", message))
-}
-
-/// One text or a list of them.
-fn texts(value: &Value) -> Vec<String> {
-    match value {
-        Value::String(one) => vec![one.clone()],
-        Value::Array(many) => many.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
-        _ => Vec::new(),
-    }
 }
 
 /// Unguessable enough for loopback: letters and digits, as AWS's keys are.
@@ -423,15 +396,8 @@ mod tests {
 
     use std::time::Duration;
 
-    use aws_lc_rs::encoding::AsDer;
-    use aws_lc_rs::rsa::{KeyPair, KeySize};
-    use base64::Engine;
     use bytes::Bytes;
     use http::Method;
-    use jsonwebtoken::jwk::Jwk;
-    use jsonwebtoken::{EncodingKey, Header};
-    use serde_json::json;
-
     use slipway_states::clock::ScaledClock;
 
     use super::*;
@@ -505,36 +471,30 @@ mod tests {
         }
     }
 
-    /// An issuer with one key.
+    /// The issuer, whose documents may not be served yet.
     struct Issuer {
-        private: EncodingKey,
+        keys: web_token::tests::Issuer,
         serving: bool,
     }
 
     impl Issuer {
         fn new() -> Self {
-            let der = KeyPair::generate(KeySize::Rsa2048).unwrap().as_der().unwrap();
-            let text = base64::engine::general_purpose::STANDARD.encode(der.as_ref());
-            let pem = format!("-----BEGIN PRIVATE KEY-----\n{text}\n-----END PRIVATE KEY-----\n");
-            Self { private: EncodingKey::from_rsa_pem(pem.as_bytes()).unwrap(), serving: true }
+            Self { keys: web_token::tests::Issuer::new(&issuer()), serving: true }
         }
 
         /// A good token, but for the claims given; `null` takes one away.
         fn token(&self, other: &Value) -> String {
-            let expires = OffsetDateTime::now_utc().unix_timestamp() + 600;
-            let mut claims = json!({"iss": issuer(), "sub": SUBJECT, "aud": [AUDIENCE], "exp": expires});
+            let mut claims = json!({"sub": SUBJECT, "aud": [AUDIENCE]});
             for (claim, value) in other.as_object().into_iter().flatten() {
                 claims[claim] = value.clone();
             }
-            claims.as_object_mut().unwrap().retain(|_, value| !value.is_null());
-            jsonwebtoken::encode(&Header::new(Algorithm::RS256), &claims, &self.private).unwrap()
+            self.keys.token(&claims)
         }
     }
 
     impl IssuerKeys for Issuer {
         fn jwks(&self, asked: &str) -> Option<Value> {
-            let key = Jwk::from_encoding_key(&self.private, Algorithm::RS256).unwrap();
-            (self.serving && asked == issuer()).then(|| json!({"keys": [key]}))
+            (self.serving && asked == issuer()).then(|| self.keys.keys())
         }
     }
 

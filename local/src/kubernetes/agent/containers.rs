@@ -18,10 +18,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::processes::{Child, spawn};
 
+use super::super::POD_IDENTITY_AGENT;
 use super::super::machines::Machine;
 use super::Cluster;
 use super::environment::{Place, variables};
 use super::images::Program;
+use super::pod_identity;
 use super::pods::{container_id, record};
 use super::status::{self, RestartPolicy};
 use super::volumes::{SERVICE_ACCOUNT_MOUNT, outside};
@@ -202,6 +204,9 @@ impl Process {
         let mut environment = variables(&config.client, &place, &self.container).await?;
         for value in environment.values_mut() {
             *value = outside(&self.mounts, value);
+            if value == POD_IDENTITY_AGENT {
+                *value = pod_identity::address(self.cluster.pod_identity_port, &self.machine.node);
+            }
         }
         let mut ports = Vec::new();
         for (variable, default) in self.program.ports {

@@ -1,7 +1,7 @@
 //! The node agent: the kubelets of all machines of one cluster.
 //!
 //! It keeps nodes and their leases, takes bound pods to Running or to the failure that their image asks for, runs
-//! known images as processes, and serves logs on the kubelet's port.
+//! known images as processes, serves logs on the kubelet's port, and is the Pod Identity agent where that runs.
 //!
 //! What it does not do, on purpose: pull images, run a container's own command (see [`images`]), init containers
 //! (reported as completed), mount anything for containers that aren't run.
@@ -11,6 +11,7 @@ mod environment;
 mod images;
 mod kubelet;
 mod nodes;
+mod pod_identity;
 mod pods;
 mod status;
 mod volumes;
@@ -34,6 +35,7 @@ use tokio_util::task::TaskTracker;
 use super::certificates::Certificates;
 use super::control_plane::Programs;
 use super::machines::Machine;
+use crate::gateway::call::Aws;
 
 /// What an agent works with.
 pub(crate) struct AgentConfig {
@@ -45,6 +47,10 @@ pub(crate) struct AgentConfig {
     pub(crate) version: String,
     /// What processes get as `AWS_ENDPOINT_URL`.
     pub(crate) aws_endpoint: String,
+    /// The cluster's name.
+    pub(crate) cluster: String,
+    /// The gateway, in the cluster's account and region; who calls is set anew for each call.
+    pub(crate) aws: Aws,
     pub(crate) programs: Programs,
     /// Where pods have their files and logs; made when needed.
     pub(crate) dir: PathBuf,
@@ -62,6 +68,7 @@ pub(crate) struct Agent {
 pub(in crate::kubernetes) struct Cluster {
     config: AgentConfig,
     kubelet_port: u16,
+    pod_identity_port: u16,
     /// For probes; never through a proxy.
     http: reqwest::Client,
     addresses: AtomicU32,
@@ -97,8 +104,10 @@ impl Agent {
     /// No port for the kubelets.
     pub(crate) async fn start(config: AgentConfig) -> anyhow::Result<Self> {
         let server = kubelet::Server::bind(&config.certificates).await?;
+        let identities = pod_identity::Server::bind().await?;
         let cluster = Arc::new(Cluster {
             kubelet_port: server.port(),
+            pod_identity_port: identities.port(),
             http: reqwest::Client::builder().no_proxy().build()?,
             addresses: AtomicU32::new(1),
             state: Mutex::default(),
@@ -106,6 +115,7 @@ impl Agent {
             config,
         });
         cluster.spawn(server.run(cluster.clone()));
+        cluster.spawn(identities.run(cluster.clone()));
         cluster.spawn(watch_pods(cluster.clone()));
         cluster.spawn(keep_leases(cluster.clone()));
         Ok(Self { cluster })
@@ -214,6 +224,21 @@ impl Cluster {
                 false
             }
         }
+    }
+
+    /// A node's machine, while a pod of an app (its label `k8s-app`) runs there.
+    fn machine_running(&self, node: &str, app: &str) -> Option<Arc<Machine>> {
+        let state = self.state();
+        let machine = state.nodes.get(node)?.machine.clone();
+        let runs = |entry: &PodEntry| {
+            let pod = entry.pod.borrow();
+            let containers = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+            let mut ready = containers.map(|one| one.ready).peekable();
+            pod.labels().get("k8s-app").is_some_and(|label| label == app)
+                && ready.peek().is_some()
+                && ready.all(|one| one)
+        };
+        state.pods.values().any(|entry| entry.node() == node && runs(entry)).then_some(machine)
     }
 
     /// A pod by its name, as it was last seen.
