@@ -428,7 +428,15 @@ pub fn faults(existing: &NetworkExisting, subnets: &[Subnet], cluster: &str) -> 
 pub(super) async fn survey(cx: &Context, existing: &NetworkExisting) -> Result<Vec<Subnet>, StepError> {
     let filter = |name: &str, values: &[String]| Filter::builder().name(name).set_values(Some(values.to_vec())).build();
     // By filter, which leaves out what does not exist, where ids would fail for the first.
-    let subnets = cx.aws.ec2().describe_subnets().filters(filter("subnet-id", &existing.subnet_ids)).send();
+    let subnets = cx
+        .aws
+        .ec2()
+        .describe_subnets()
+        .filters(filter("subnet-id", &existing.subnet_ids))
+        .into_paginator()
+        .items()
+        .send()
+        .collect::<Result<Vec<_>, _>>();
     let vpc = std::slice::from_ref(&existing.vpc_id);
     let tables = cx
         .aws
@@ -443,7 +451,6 @@ pub(super) async fn survey(cx: &Context, existing: &NetworkExisting) -> Result<V
     let (subnets, tables) = (subnets.during("ec2:DescribeSubnets")?, tables.during("ec2:DescribeRouteTables")?);
     let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
     Ok(subnets
-        .subnets()
         .iter()
         .map(|subnet| Subnet {
             id: text(subnet.subnet_id()),
