@@ -1,6 +1,7 @@
 //! How a resource is made and unmade, through EC2's, IAM's and CloudWatch Logs' own APIs.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
