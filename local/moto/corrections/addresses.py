@@ -1,8 +1,7 @@
 """An Elastic IP address that is associated can't be released.
 
-moto disassociates it on its own. Source: Amazon EC2 API Reference, ReleaseAddress ("you must use DisassociateAddress to
-disassociate the Elastic IP address before you can release it. Otherwise, Amazon EC2 returns an error
-(InvalidIPAddress.InUse)").
+moto disassociates it on its own. Source: Amazon EC2 API Reference, ReleaseAddress ("[Nondefault VPC] You must disassociate
+the Elastic IP address before you can release it. Otherwise, Amazon EC2 returns an error (InvalidIPAddress.InUse)").
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 moto runs anything, again at every retry, and terminates at once and for ever. Source: Amazon EC2 API Reference,
 RunInstances; "Ensuring idempotency" (IdempotentParameterMismatch); "Error codes" (InvalidAMIID.NotFound,
-InvalidParameterValue, Unsupported, InsufficientInstanceCapacity); TerminateInstances ("Terminated instances remain visible
-after termination (for approximately one hour)").
+InvalidParameterValue, Unsupported, InsufficientInstanceCapacity); InstanceState (shutting-down, terminated); EC2 User Guide,
+"Terminate Amazon EC2 instances" (a terminated instance remains visible for a while, here for what was long an hour).
 """
 
 from __future__ import annotations
