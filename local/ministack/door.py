@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 
 Scope = dict[str, Any]
@@ -14,15 +15,19 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PREFIX = "/_slipway/"
 
+PAGE_SIZE: ContextVar[int] = ContextVar("page size", default=0)
+"""How many items a page of the request at hand may have at most; 0 for as many as AWS gives."""
+
 
 def guard(application: Application, secret: str) -> Application:
     """Serves `/_slipway/…` to whoever knows the secret, and everything else by MiniStack."""
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope.get("headers", []))
         if scope["type"] != "http" or not scope["path"].startswith(PREFIX):
+            PAGE_SIZE.set(int(headers.get(b"x-slipway-page-size", b"0")))
             await application(scope, receive, send)
             return
-        headers = dict(scope["headers"])
         given = headers.get(b"x-slipway-secret", b"")
         if not hmac.compare_digest(given, secret.encode()):
             await _answer(send, 403, {"message": "this door is the cloud's own"})

@@ -15,8 +15,10 @@ import embedded  # noqa: E402
 def main() -> None:
     """Serves until the cloud is gone."""
     embedded.tether()
+    import refusals
     from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
+    refusals.listen()
     embedded.correct(HERE / "corrections")
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

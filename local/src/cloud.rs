@@ -29,6 +29,7 @@ use crate::paths::Paths;
 use crate::processes::{self, Child};
 use crate::propagation::{Changes, Propagation};
 use crate::services::backend::{MiniStack, Moto};
+use crate::services::capacity::{self, Shortage};
 use crate::services::deploy;
 use crate::services::ec2::Ec2;
 use crate::services::iam::Iam;
@@ -70,6 +71,9 @@ pub struct CloudConfig {
     pub cache: PathBuf,
     /// How long services take to hear of changes in IAM.
     pub propagation: Propagation,
+    /// How many items a page of a list has at most, whoever asks, so that a test sees whether lists are read to their
+    /// end; `None` for AWS's own sizes.
+    pub page_size: Option<u32>,
 }
 
 impl CloudConfig {
@@ -84,6 +88,7 @@ impl CloudConfig {
             kubernetes,
             cache: Paths::default_cache()?,
             propagation: Propagation::default(),
+            page_size: None,
         })
     }
 }
@@ -156,7 +161,10 @@ impl Cloud {
         let mut moto = cloud.emulator(&python, "moto");
         let images = cloud.dir.join("images.json");
         images::write(&images).context("write the machine images")?;
-        moto.env("MOTO_IAM_LOAD_MANAGED_POLICIES", "true").env("MOTO_AMIS_PATH", &images);
+        moto.env("MOTO_IAM_LOAD_MANAGED_POLICIES", "true")
+            .env("MOTO_AMIS_PATH", &images)
+            .env("SLIPWAY_SPEED", config.speed.to_string())
+            .env("SLIPWAY_CAPACITY", cloud.dir.join(capacity::FILE));
         let mut ministack = cloud.emulator(&python, "ministack");
         let endpoint = cloud.endpoint();
         ministack
@@ -174,8 +182,9 @@ impl Cloud {
             .env("NO_PROXY", "127.0.0.1,localhost")
             .env("SSL_CERT_FILE", cloud.proxy.certificates());
         let (moto_port, ministack_port) = (cloud.launch("moto", moto)?, cloud.launch("ministack", ministack)?);
-        let moto = Moto::new(cloud.answering("moto", &moto_port).await?);
-        let ministack = MiniStack::new(cloud.answering("ministack", &ministack_port).await?, &secret);
+        let moto = Moto::new(cloud.answering("moto", &moto_port).await?, config.page_size);
+        let ministack = cloud.answering("ministack", &ministack_port).await?;
+        let ministack = MiniStack::new(ministack, &secret, config.page_size);
         cloud.connect(&config, &moto, &ministack, &issuers)?;
         cloud.make_administrator().await?;
         cloud.telling.store(false, Ordering::Relaxed);
@@ -253,8 +262,14 @@ impl Cloud {
             }
         };
         let aws = self.gateway.client("eks.amazonaws.com", ACCOUNT, REGION);
-        let changes = Arc::clone(changes);
-        let eks = Eks::new(EksConfig { aws, clock, cache: config.cache.clone(), control_planes, changes })?;
+        let eks = Eks::new(EksConfig {
+            aws,
+            clock,
+            cache: config.cache.clone(),
+            control_planes,
+            changes: Arc::clone(changes),
+            page_size: config.page_size,
+        })?;
         if let Some(real) = &self.control_planes {
             let authority: Arc<dyn NodeAuthority> = Arc::clone(&eks) as Arc<dyn NodeAuthority>;
             real.set_authority(Arc::downgrade(&authority));
@@ -393,6 +408,14 @@ impl Cloud {
     #[must_use]
     pub fn gateway(&self) -> &Arc<Gateway> {
         &self.gateway
+    }
+
+    /// From now on, EC2 is out of these, and of nothing else.
+    ///
+    /// # Errors
+    /// Where the cloud's folder cannot be written.
+    pub fn lack(&self, shortages: &[Shortage]) -> anyhow::Result<()> {
+        capacity::write(&self.dir, shortages).context("say what EC2 is out of")
     }
 
     /// The cloud's folder.

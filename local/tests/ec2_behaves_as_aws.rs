@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use slipway_local::cloud::{ACCOUNT, Cloud, CloudConfig, Kubernetes, REGION};
 use slipway_local::gateway::call::Aws;
+use slipway_local::services::images;
 
 /// The texts of every element of a name.
 fn all(xml: &str, name: &str) -> Vec<String> {
@@ -74,9 +75,10 @@ async fn launch_a_fleet(aws: &Aws, subnets: &[String]) {
     let group = [("GroupName", "nodes"), ("GroupDescription", "nodes"), ("VpcId", &vpc)];
     let group = first(&ec2(aws, "CreateSecurityGroup", &group).await, "groupId");
     aws.query("iam", "CreateInstanceProfile", &[("InstanceProfileName", "nodes")]).await.unwrap();
+    let image = images::all().into_iter().find(|image| image.architecture == "arm64").unwrap().id;
     let template = [
         ("LaunchTemplateName", "nodes"),
-        ("LaunchTemplateData.ImageId", "ami-0123456789abcdef0"),
+        ("LaunchTemplateData.ImageId", image.as_str()),
         ("LaunchTemplateData.IamInstanceProfile.Name", "nodes"),
         ("LaunchTemplateData.NetworkInterface.1.DeviceIndex", "0"),
         ("LaunchTemplateData.NetworkInterface.1.SecurityGroupId.1", &group),

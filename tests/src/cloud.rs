@@ -43,7 +43,9 @@ impl Deployed {
     /// # Errors
     /// What did not start; `make setup` is named where the cache is empty.
     pub async fn start(kubernetes: Kubernetes) -> anyhow::Result<Self> {
-        let cloud = Cloud::start(CloudConfig::new(kubernetes)?).await?;
+        // Each list of more than two things spans pages here, so whoever reads only the first is found out.
+        let config = CloudConfig { page_size: Some(2), ..CloudConfig::new(kubernetes)? };
+        let cloud = Cloud::start(config).await?;
         cloud.deploy(&|line| tracing::info!(line)).await?;
         let env = cloud.env();
         let read = |name: &str| {

@@ -233,15 +233,28 @@ async fn rule(cx: &Context, name: &str) -> Result<Option<FoundRule>, StepError> 
     let arn = found.arn().unwrap_or_default().to_owned();
     let tags = events.list_tags_for_resource().resource_arn(&arn).send().await;
     let tags = tags.during("events:ListTagsForResource")?.tags.unwrap_or_default();
-    // One target is ours; a page holds a hundred.
-    let targets = events.list_targets_by_rule().rule(name).send().await.during("events:ListTargetsByRule")?;
+    let targets = targets(events, name).await?;
     Ok(Some(FoundRule {
         arn,
         pattern: found.event_pattern().and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null),
         enabled: found.state() == Some(&aws_sdk_eventbridge::types::RuleState::Enabled),
         tags: tags.into_iter().map(|tag| (tag.key, tag.value)).collect(),
-        targets: targets.targets().iter().map(|target| target.arn().to_owned()).collect(),
+        targets,
     }))
+}
+
+/// The ARNs of a rule's targets, from all pages; the SDK has no paginator for them.
+async fn targets(events: &aws_sdk_eventbridge::Client, rule: &str) -> Result<Vec<String>, StepError> {
+    let (mut arns, mut token) = (Vec::new(), None);
+    loop {
+        let call = events.list_targets_by_rule().rule(rule).set_next_token(token.take());
+        let page = call.send().await.during("events:ListTargetsByRule")?;
+        arns.extend(page.targets.unwrap_or_default().into_iter().map(|target| target.arn));
+        token = page.next_token;
+        if token.is_none() {
+            return Ok(arns);
+        }
+    }
 }
 
 async fn ensure_rule(

@@ -219,10 +219,13 @@ async fn version(cx: &Context, registered: Option<&Value>, found: Option<&Found>
         .eks()
         .describe_cluster_versions()
         .default_only(true)
+        .into_paginator()
+        .items()
         .send()
+        .collect::<Result<Vec<_>, _>>()
         .await
         .during("eks:DescribeClusterVersions")?;
-    let offered = versions.cluster_versions().iter().find(|version| version.default_version());
+    let offered = versions.iter().find(|version| version.default_version());
     offered.and_then(|version| version.cluster_version()).map(str::to_owned).ok_or_else(|| {
         StepError::new(ErrorName::AwsRefused, "EKS names no default version.").remedy("Set `version` in the spec.")
     })

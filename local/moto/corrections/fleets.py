@@ -1,26 +1,35 @@
-"""CreateFleet launches what the launch template says, at the best offer.
+"""CreateFleet launches what the launch template says, at the best offer that there is capacity for, or says why not.
 
 moto takes the first override, forgets the template's security groups and instance profile (Karpenter then sees drift
-and replaces every node for ever), does not mind an image of another architecture, names machines as us-east-1 does, and
-leaves EC2's own tags out.
+and replaces every node for ever), minds neither an unknown image nor one of another architecture, never lacks capacity,
+names machines as us-east-1 does, and leaves EC2's own tags out. Source: Amazon EC2 API Reference, CreateFleet
+(CreateFleetError of an instant fleet, with HTTP status 200), FleetLaunchTemplateOverrides (Priority), "Error codes".
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import capacity
+from moto.core.responses import ActionResult
 from moto.ec2.models.fleets import Fleet, FleetsBackend
 from moto.ec2.models.instance_types import INSTANCE_TYPES
+from moto.ec2.responses.fleets import Fleets
 
 
 def apply() -> None:
-    counts = Fleet.get_launch_spec_counts
-    create = FleetsBackend.create_fleet
+    """Chooses the offer, completes the machines, and adds the errors to the answer."""
+    create, answer = FleetsBackend.create_fleet, Fleets.create_fleet
+    spot, on_demand = Fleet.create_spot_requests, Fleet.create_on_demand_requests
 
-    def get_launch_spec_counts(self: Any, weight_to_add: float) -> Any:
-        if self.launch_specs:
-            self.launch_specs = [_best(self)]
-        return counts(self, weight_to_add)
+    def create_spot_requests(self: Any, weight_to_add: float) -> Any:
+        self._paid = "spot"
+        return spot(self, weight_to_add)
+
+    def create_on_demand_requests(self: Any, weight_to_add: float) -> None:
+        self._paid = "on-demand"
+        on_demand(self, weight_to_add)
 
     def create_fleet(self: Any, *args: Any, **kwargs: Any) -> Any:
         fleet = create(self, *args, **kwargs)
@@ -30,34 +39,73 @@ def apply() -> None:
             _finish(self, fleet, item["instance"], item["launch_spec"])
         return fleet
 
-    Fleet.get_launch_spec_counts = get_launch_spec_counts
+    def answer_with_errors(self: Any) -> ActionResult:
+        result = answer(self)
+        fleet = self.ec2_backend.fleets[result.result["FleetId"]]
+        result.result["Errors"] = getattr(fleet, "_errors", [])
+        return result
+
+    Fleet.create_spot_requests = create_spot_requests
+    Fleet.create_on_demand_requests = create_on_demand_requests
+    Fleet.get_launch_spec_counts = _choose
     FleetsBackend.create_fleet = create_fleet
+    Fleets.create_fleet = answer_with_errors
 
 
-def _best(fleet: Any) -> Any:
-    """The cheapest offer whose architecture fits its image; by priority where the strategy goes by it."""
-    fitting = [spec for spec in fleet.launch_specs if _fits(fleet.ec2_backend, spec)] or fleet.launch_specs
-    options = (fleet.spot_options or {}) | (fleet.on_demand_options or {})
+def _choose(self: Any, weight_to_add: float) -> tuple[dict[Any, int], float]:
+    """The cheapest offer that can be launched, by priority where the strategy goes by it; nothing where none can."""
+    options = (self.spot_options if self._paid == "spot" else self.on_demand_options) or {}
     by_priority = "prioritized" in str(options.get("AllocationStrategy", "")).lower()
 
     def rank(spec: Any) -> tuple[float, float]:
         priority = float((spec.overrides or {}).get("Priority", 0)) if by_priority else 0.0
-        return priority, _price(fleet.ec2_backend, spec)
+        return priority, _price(self.ec2_backend, spec)
 
-    return min(fitting, key=rank)
+    self._errors = getattr(self, "_errors", [])
+    for spec in sorted(self.launch_specs, key=rank):
+        refusal = _refusal(self.ec2_backend, spec, self._paid)
+        if refusal is None:
+            count = math.ceil(weight_to_add / spec.weighted_capacity)
+            return {spec: count}, count * spec.weighted_capacity
+        self._errors.append(_error(spec, self._paid, *refusal))
+    return {}, 0.0
 
 
-def _fits(backend: Any, spec: Any) -> bool:
+def _refusal(backend: Any, spec: Any, paid: str) -> tuple[str, str] | None:
+    """The code and text with which an offer is not launched."""
     image = backend.amis.get(spec.image_id)
     shape = INSTANCE_TYPES.get(spec.instance_type)
-    return not image or not shape or image.architecture in shape["ProcessorInfo"]["SupportedArchitectures"]
+    if image is None:
+        return "InvalidAMIID.NotFound", f"The image id '[{spec.image_id}]' does not exist"
+    if shape is None:
+        return "InvalidParameterValue", f"Invalid value '{spec.instance_type}' for InstanceType."
+    supported = shape["ProcessorInfo"]["SupportedArchitectures"]
+    if image.architecture not in supported:
+        return (
+            "InvalidParameterValue",
+            f"The architecture '{','.join(supported)}' of the specified instance type does not match the architecture "
+            f"'{image.architecture}' of the specified AMI.",
+        )
+    zone = _zone(backend, spec)
+    if capacity.lacks(spec.instance_type, zone, paid):
+        return "InsufficientInstanceCapacity", capacity.message(spec.instance_type, zone, paid)
+    return None
+
+
+def _error(spec: Any, paid: str, code: str, message: str) -> dict[str, Any]:
+    tried = {"LaunchTemplateSpecification": spec.launch_template_spec}
+    if spec.overrides:
+        tried["Overrides"] = spec.overrides
+    return {"LaunchTemplateAndOverrides": tried, "Lifecycle": paid, "ErrorCode": code, "ErrorMessage": message}
+
+
+def _zone(backend: Any, spec: Any) -> str:
+    return backend.get_subnet(spec.subnet_id).availability_zone if spec.subnet_id else ""
 
 
 def _price(backend: Any, spec: Any) -> float:
     """The Spot price, which is in proportion to the one on demand."""
-    filters = {}
-    if spec.subnet_id:
-        filters["availability-zone"] = [backend.get_subnet(spec.subnet_id).availability_zone]
+    filters = {"availability-zone": [_zone(backend, spec)]} if spec.subnet_id else {}
     prices = backend.describe_spot_price_history([spec.instance_type], filters)
     return min((float(price["SpotPrice"]) for price in prices), default=float("inf"))
 

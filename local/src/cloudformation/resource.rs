@@ -1,6 +1,7 @@
 //! How a resource is made and unmade, through EC2's, IAM's and CloudWatch Logs' own APIs.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
@@ -349,10 +350,32 @@ pub(super) async fn delete(
     made: &Made,
     properties: &Map<String, Value>,
 ) -> Result<(), AwsError> {
-    match unmake(aws, kind, made, properties).await {
+    let deleted = match unmake(aws, kind, made, properties).await {
+        Ok(()) => gone(aws, kind, &made.physical_id).await,
+        refused => refused,
+    };
+    match deleted {
         Err(error) if is_absent(&error.code) => Ok(()),
         result => result,
     }
+}
+
+/// Waits for what EC2 deletes after its answer: until it is gone, its subnet and its address are in use.
+async fn gone(aws: &Aws, kind: Kind, id: &str) -> Result<(), AwsError> {
+    let (action, parameter) = match kind {
+        Kind::NatGateway => ("DescribeNatGateways", "NatGatewayId.1"),
+        Kind::VpcEndpoint => ("DescribeVpcEndpoints", "VpcEndpointId.1"),
+        _ => return Ok(()),
+    };
+    // A minute on the clock: far beyond what any speed makes of EC2's own.
+    for _ in 0..600 {
+        let answer = Form::new().with(parameter, id).send(aws, "ec2", action).await?;
+        if !all(&answer, "state").iter().any(|state| state == "deleting") {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    Err(AwsError::new(500, "InternalFailure", format!("{id} stays in deletion")))
 }
 
 pub(super) fn is_absent(code: &str) -> bool {

@@ -59,6 +59,8 @@ pub struct EksConfig {
     pub control_planes: Arc<dyn ControlPlanes>,
     /// What was changed in IAM, of which EKS hears later.
     pub changes: Arc<Changes>,
+    /// How many items a page of a list has at most; `None` for EKS's own size.
+    pub page_size: Option<u32>,
 }
 
 /// The EKS of one local cloud: all accounts and regions.
@@ -80,6 +82,8 @@ struct Request {
     principal: Principal,
     /// The operation's input shape: members of path, query and body together.
     input: Value,
+    /// How many items a page may have at most.
+    page_size: usize,
 }
 
 impl Eks {
@@ -157,6 +161,7 @@ impl Eks {
             region: call.region.clone(),
             principal: call.principal.clone(),
             input,
+            page_size: self.config.page_size.and_then(|size| usize::try_from(size).ok()).unwrap_or(100),
         };
         let answer = self.perform(&operation.name, request).await?;
         match self.model.check_answer(operation, &answer) {
@@ -255,8 +260,8 @@ impl Request {
                 .filter(|from| *from < items.len())
                 .ok_or_else(|| invalid("The nextToken parameter is not valid."))?,
         };
-        let size = self.input["maxResults"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(100);
-        let to = (from + size).min(items.len());
+        let asked = self.input["maxResults"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(100);
+        let to = (from + asked.min(self.page_size)).min(items.len());
         let mut page = json!({name: items[from..to]});
         if to < items.len() {
             page["nextToken"] = json!(format!("page-{to}"));

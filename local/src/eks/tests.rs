@@ -282,6 +282,7 @@ impl Cloud {
             cache: cache(),
             control_planes: Arc::new(neighbours.clone()),
             changes: Arc::clone(&changes),
+            page_size: None,
         };
         Self { eks: Eks::new(config).unwrap(), neighbours, changes }
     }

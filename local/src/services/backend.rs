@@ -58,17 +58,31 @@ impl Origin {
     }
 }
 
+/// Asks an emulator for pages of a size at most: see `corrections` of either.
+const PAGE_SIZE_HEADER: HeaderName = HeaderName::from_static("x-slipway-page-size");
+
+/// Has lists come in small pages, but for the cloud's own parts: they ask without signing, and read one page.
+fn shorten(page_size: Option<u32>, call: &Call, headers: &mut HeaderMap) {
+    headers.remove(PAGE_SIZE_HEADER);
+    if let Some(size) = page_size
+        && call.headers.contains_key(header::AUTHORIZATION)
+    {
+        headers.insert(PAGE_SIZE_HEADER, HeaderValue::from(size));
+    }
+}
+
 /// moto: EC2, IAM, SSM and whatever else nobody nearer answers.
 #[derive(Debug, Clone)]
 pub struct Moto {
     origin: Origin,
+    page_size: Option<u32>,
 }
 
 impl Moto {
-    /// moto on a loopback port.
+    /// moto on a loopback port; its lists have at most `page_size` items a page.
     #[must_use]
-    pub fn new(port: u16) -> Self {
-        Self { origin: Origin::new(port) }
+    pub fn new(port: u16, page_size: Option<u32>) -> Self {
+        Self { origin: Origin::new(port), page_size }
     }
 }
 
@@ -79,6 +93,7 @@ impl Service for Moto {
         if let Ok(account) = HeaderValue::from_str(&call.account) {
             headers.insert(HeaderName::from_static("x-moto-account-id"), account);
         }
+        shorten(self.page_size, &call, &mut headers);
         self.origin.send(&call, &unsigned_path(&call.uri), headers).await
     }
 }
@@ -88,13 +103,14 @@ impl Service for Moto {
 pub struct MiniStack {
     origin: Origin,
     secret: String,
+    page_size: Option<u32>,
 }
 
 impl MiniStack {
-    /// MiniStack on a loopback port; `secret` opens its inner door.
+    /// MiniStack on a loopback port; `secret` opens its inner door, its lists have at most `page_size` items a page.
     #[must_use]
-    pub fn new(port: u16, secret: &str) -> Self {
-        Self { origin: Origin::new(port), secret: secret.to_owned() }
+    pub fn new(port: u16, secret: &str, page_size: Option<u32>) -> Self {
+        Self { origin: Origin::new(port), secret: secret.to_owned(), page_size }
     }
 
     /// Puts an event of one of AWS's own sources on the default bus, which PutEvents refuses to everybody.
@@ -135,7 +151,8 @@ impl Service for MiniStack {
             // A function's session is MiniStack's own: it checks the signature and the role's policies itself. What
             // was signed (the host, too) must arrive as it was sent.
             let path = call.uri.path_and_query().map_or("/", |path| path.as_str()).to_owned();
-            let headers = passed_on(&call.headers);
+            let mut headers = passed_on(&call.headers);
+            shorten(self.page_size, &call, &mut headers);
             return self.origin.send(&call, &path, headers).await;
         }
         // Everybody else was identified here; an account's number is MiniStack's key for all that it may do.
@@ -144,6 +161,7 @@ impl Service for MiniStack {
             // Queue URLs are made from the host that was asked, which is the gateway.
             headers.insert(header::HOST, host.clone());
         }
+        shorten(self.page_size, &call, &mut headers);
         self.origin.send(&call, &unsigned_path(&call.uri), headers).await
     }
 }

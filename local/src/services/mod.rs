@@ -1,6 +1,7 @@
 //! The AWS services of the local cloud that are ours, and the emulators that answer the rest.
 
 pub mod backend;
+pub mod capacity;
 pub mod deploy;
 pub mod ec2;
 pub mod iam;
