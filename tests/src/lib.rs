@@ -3,5 +3,6 @@
 pub mod cloud;
 pub mod generated;
 pub mod heard;
+pub mod privileges;
 pub mod repository;
 pub mod samples;

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 use slipway_local::cloud::Kubernetes;
 use slipway_local::gateway::record::Entry;
-use slipway_tests::{cloud::Deployed, heard::Listener};
+use slipway_tests::{cloud::Deployed, heard::Listener, privileges};
 
 fn spec() -> Value {
     serde_json::from_str(include_str!("../../examples/innovate-dev.json")).unwrap()
@@ -27,6 +27,7 @@ async fn one_event_makes_a_working_cluster() {
     let ready = listener.next("Cluster Ready").await.unwrap();
     assert_eq!(ready["detail"]["cluster"]["name"], "innovate-dev", "{ready}");
     nobody_was_denied_anything(&deployed);
+    privileges::compare(&deployed, "provision").unwrap();
     deployed.cloud.stop().await;
 }
 
