@@ -4,5 +4,6 @@ pub mod cloud;
 pub mod generated;
 pub mod heard;
 pub mod identity;
+pub mod privileges;
 pub mod repository;
 pub mod samples;

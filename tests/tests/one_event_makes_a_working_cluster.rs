@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use slipway_local::cloud::Kubernetes;
 use slipway_local::gateway::record::Entry;
-use slipway_tests::{cloud::Deployed, heard::Listener};
+use slipway_tests::{cloud::Deployed, heard::Listener, privileges};
 
 fn spec() -> Value {
     serde_json::from_str(include_str!("../../examples/innovate-dev.json")).unwrap()
@@ -34,6 +34,7 @@ async fn one_event_makes_a_working_cluster() {
     what_the_spec_no_longer_names_goes(&deployed).await;
     what_eks_cannot_change_is_refused_before_anything_is_touched(&deployed).await;
     nobody_was_denied_anything(&deployed);
+    privileges::compare(&deployed, "provision").unwrap();
     deployed.cloud.stop().await;
 }
 

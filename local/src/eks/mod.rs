@@ -156,6 +156,7 @@ impl Eks {
             return Err(AwsError::new(404, "UnknownOperationException", format!("EKS has no operation {asked}")));
         };
         let input = self.model.input(operation, &call.uri, &wire::json_body(call)?)?;
+        tags::check(&operation.name, &input)?;
         let request = Request {
             account: call.account.clone(),
             region: call.region.clone(),

@@ -34,6 +34,9 @@ struct Issue {
     resources: Vec<String>,
 }
 
+/// Managed node groups in a cluster (EKS service quotas).
+const LIMIT: usize = 30;
+
 impl Eks {
     pub(super) async fn create_nodegroup(&self, request: &Request) -> Result<Value, AwsError> {
         let id = request.cluster();
@@ -44,6 +47,10 @@ impl Eks {
             if let Some(first) = cluster.nodegroups.get(name) {
                 let taken = in_use(format!("NodeGroup already exists with name {name} and cluster name {}", id.name));
                 return again(&first.request, &request.input, json!({"nodegroup": first.view}), taken);
+            }
+            if cluster.nodegroups.len() >= LIMIT {
+                let message = format!("You have reached the limit of {LIMIT} node groups in cluster {}.", id.name);
+                return Err(AwsError::new(400, "ResourceLimitExceededException", message));
             }
             if !matches!(cluster.status(), "ACTIVE" | "UPDATING") {
                 return Err(invalid_request(format!("Cluster '{}' is not in ACTIVE status", id.name)));

@@ -5,6 +5,16 @@ use serde_json::{Map, Value, json};
 use super::state::{Cluster, State};
 use super::{AwsError, Eks, Request};
 
+/// Refuses tags that only AWS may give.
+pub(super) fn check(operation: &str, input: &Value) -> Result<(), AwsError> {
+    let mut keys = input["tags"].as_object().into_iter().flat_map(Map::keys);
+    if !keys.any(|key| key.to_lowercase().starts_with("aws:")) {
+        return Ok(());
+    }
+    let code = if operation == "TagResource" { "BadRequestException" } else { "InvalidParameterException" };
+    Err(AwsError::new(400, code, "aws: prefixed tag key names are not allowed for external use."))
+}
+
 impl Cluster {
     /// The shapes of the cluster and of all that belongs to it.
     fn views(&mut self) -> impl Iterator<Item = &mut Value> {

@@ -823,6 +823,19 @@ async fn lists_come_in_pages_and_tags_by_arn() {
 }
 
 #[tokio::test]
+async fn tags_of_awss_own_are_refused_wherever_they_are_asked_for() {
+    let cloud = Cloud::new();
+    let mut wish = demo();
+    wish["tags"] = json!({"aws:owner": "me"});
+    let refused = cloud.refused(Method::POST, "/clusters", &wish).await;
+    assert_eq!((refused.code.as_str(), refused.status), ("InvalidParameterException", 400), "{refused}");
+    let arn = "/tags/arn%3Aaws%3Aeks%3Aeu-west-1%3A111122223333%3Acluster%2Fdemo";
+    let refused = cloud.refused(Method::POST, arn, &json!({"tags": {"AWS:x": "1"}})).await;
+    assert_eq!(refused.code, "BadRequestException", "{refused}");
+    assert!(refused.message.contains("aws: prefixed tag key names"), "{refused}");
+}
+
+#[tokio::test]
 async fn one_version_is_the_default() {
     let cloud = Cloud::new();
     let all = cloud.get("/cluster-versions").await["clusterVersions"].take();

@@ -3,5 +3,6 @@
 
 mod generated;
 mod machine;
+mod privileges;
 mod simulation;
 mod template;

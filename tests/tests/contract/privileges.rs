@@ -1,0 +1,51 @@
+//! What a role allows is used by a tour of the machines, or has a reason in the template.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use slipway_tests::privileges::{self, Privilege};
+use slipway_tests::repository;
+
+/// Reasons in the template: `Metadata: { Unused: { "<Sid> <action>": why } }` beside whatever has the statement.
+fn reasons(template: &serde_json::Value) -> BTreeMap<String, String> {
+    let resources = template["Resources"].as_object().unwrap();
+    let of = |(owner, resource): (&String, &serde_json::Value)| {
+        let unused = resource["Metadata"]["Unused"].as_object().cloned().unwrap_or_default();
+        let owner = owner.clone();
+        unused
+            .into_iter()
+            .map(move |(what, why)| (format!("{owner} {what}"), why.as_str().unwrap_or_default().to_owned()))
+    };
+    resources.iter().flat_map(of).collect()
+}
+
+/// What the tours used, when they were last written down.
+fn used() -> BTreeSet<String> {
+    let files = std::fs::read_dir(repository::root().join("tests/privileges")).unwrap();
+    let tours = files.map(|file| file.unwrap().path().file_stem().unwrap().to_str().unwrap().to_owned());
+    tours.flat_map(|tour| privileges::written(&tour).unwrap()).collect()
+}
+
+#[test]
+fn what_a_role_allows_is_used_or_has_a_reason() {
+    let template = privileges::template().unwrap();
+    let (used, reasons) = (used(), reasons(&template));
+    // A function that no written-down tour runs begins here with its first tour.
+    let toured: BTreeSet<&str> = used.iter().filter_map(|line| line.split(' ').next()).collect();
+    let allowed = privileges::allowed(&template);
+    let idle: Vec<String> = allowed
+        .iter()
+        .filter(|privilege| toured.contains(privilege.owner.as_str()))
+        .map(Privilege::to_string)
+        .filter(|line| !used.contains(line) && !reasons.contains_key(line))
+        .collect();
+    assert!(
+        idle.is_empty(),
+        "no test used these: take them out of infra/template.yaml, or say why under Metadata: Unused: {idle:#?}"
+    );
+    let lines: BTreeSet<String> = allowed.iter().map(Privilege::to_string).collect();
+    for (privilege, why) in &reasons {
+        assert!(lines.contains(privilege), "{privilege} has a reason and is not in the template");
+        assert!(!used.contains(privilege), "{privilege} has a reason and is used");
+        assert!(why.len() > 20, "{privilege}: {why:?} is no reason");
+    }
+}
