@@ -39,6 +39,8 @@ pub struct Settings {
     pub bus: String,
     /// `SLIPWAY_CLUSTER_ACCESS_ROLE_ARN`: the role that logs in to clusters.
     pub cluster_access_role_arn: String,
+    /// `SLIPWAY_SWEEP_ACCOUNTS`: the accounts that a sweep may remove anything from, separated by commas; none if unset.
+    pub sweep_accounts: Vec<String>,
 }
 
 impl Settings {
@@ -53,6 +55,13 @@ impl Settings {
             table: read("SLIPWAY_TABLE")?,
             bus: read("SLIPWAY_BUS")?,
             cluster_access_role_arn: read("SLIPWAY_CLUSTER_ACCESS_ROLE_ARN")?,
+            sweep_accounts: env::var("SLIPWAY_SWEEP_ACCOUNTS")
+                .unwrap_or_default()
+                .split(',')
+                .map(str::trim)
+                .filter(|account| !account.is_empty())
+                .map(str::to_owned)
+                .collect(),
         })
     }
 }

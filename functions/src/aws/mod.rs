@@ -3,7 +3,10 @@
 pub mod documents;
 pub mod error;
 pub mod iam;
+pub mod inventory;
+pub mod logs;
 pub mod pod_identity;
+pub mod removal;
 pub mod tags;
 
 use std::{sync::OnceLock, time::Duration};
