@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use tokio::process::Command;
 
+use crate::cloud::ACCOUNT;
 use crate::gateway::call::Aws;
 use crate::paths::Paths;
 use crate::processes;
@@ -62,6 +63,8 @@ pub async fn deploy(
         .arg(template)
         .args(["--stack-name", STACK, "--s3-bucket", bucket, "--no-confirm-changeset", "--no-fail-on-empty-changeset"])
         .args(["--capabilities", "CAPABILITY_IAM", "CAPABILITY_NAMED_IAM", "--parameter-overrides", "LogLevel=info"])
+        // Everything in this account may go: it goes with the cloud anyway.
+        .arg(format!("SweepAccounts={ACCOUNT}"))
         .current_dir(home)
         .envs(env.iter().map(|(name, value)| (name, value)))
         .env("HOME", home)
