@@ -1,15 +1,20 @@
 //! The two doors: Step Functions, and the run's rows in the state table.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use aws_config::SdkConfig;
 use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_sfn::types::ExecutionStatus;
 use serde_json::Value;
 
 use crate::history::Event;
 use crate::progress::Progress;
 use crate::report::StepRow;
+
+/// How often a running execution is looked at.
+const EVERY: Duration = Duration::from_millis(500);
 
 /// Clients with the credentials, region and endpoint of the environment.
 pub struct Clients {
@@ -49,6 +54,50 @@ impl Clients {
             .map_err(|error| refused(&error))
             .with_context(|| format!("start {machine_arn}"))?;
         Ok(started.execution_arn)
+    }
+
+    /// The ARN of a machine of the template, by its name.
+    ///
+    /// # Errors
+    /// AWS's refusal, or that there is none.
+    pub async fn machine(&self, name: &str) -> anyhow::Result<String> {
+        let mut pages = self.states.list_state_machines().into_paginator().items().send();
+        while let Some(machine) = pages.next().await {
+            let machine = machine.map_err(|error| refused(&error)).context("list the state machines")?;
+            if machine.name == name {
+                return Ok(machine.state_machine_arn);
+            }
+        }
+        anyhow::bail!("there is no state machine {name} in this account and region: deploy infra/template.yaml")
+    }
+
+    /// Starts a machine of the template and waits for what it answers.
+    ///
+    /// # Errors
+    /// AWS's refusal, or the execution's own failure.
+    pub async fn ask(&self, machine: &str, input: &Value) -> anyhow::Result<Value> {
+        let execution = self.start(&self.machine(machine).await?, input).await?;
+        loop {
+            let now = self
+                .states
+                .describe_execution()
+                .execution_arn(&execution)
+                .send()
+                .await
+                .map_err(|error| refused(&error))
+                .with_context(|| format!("look at {execution}"))?;
+            match now.status {
+                ExecutionStatus::Running => tokio::time::sleep(EVERY).await,
+                ExecutionStatus::Succeeded => {
+                    let output = now.output.unwrap_or_default();
+                    return serde_json::from_str(&output).with_context(|| format!("read the output of {execution}"));
+                }
+                ended => {
+                    let (error, cause) = (now.error.unwrap_or_default(), now.cause.unwrap_or_default());
+                    anyhow::bail!("{execution} ended {}: {error}: {cause}", ended.as_str())
+                }
+            }
+        }
     }
 
     /// The whole history so far.

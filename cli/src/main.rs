@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
-use serde_json::Value;
+use serde_json::{Value, json};
 use slipway_cli::aws::Clients;
+use slipway_cli::findings::{self, Audit, Sweep};
 use slipway_cli::live::{Lines, Show, Table};
 use slipway_cli::progress::Progress;
 use slipway_cli::report;
@@ -49,6 +50,58 @@ enum Command {
         /// The execution's ARN
         execution_arn: String,
         /// How many times faster than on AWS waits passed there (the local cloud's --speed)
+        #[arg(long)]
+        speed: Option<f64>,
+    },
+    /// Lists what still exists for a cluster, or in the account for clusters that nobody looks after; exit code 0 if
+    /// that is nothing, 1 if it is something
+    Audit {
+        /// The cluster's name; the whole account and region without one
+        name: Option<String>,
+        /// Also the clusters that are looked after
+        #[arg(long)]
+        all: bool,
+        /// A network that was kept is nothing to report
+        #[arg(long)]
+        keep_network: bool,
+    },
+    /// Lists what a sweep would remove; removes it if everything is said that the deployment asks for
+    Sweep {
+        /// Only this cluster's
+        name: Option<String>,
+        /// Also the clusters that are looked after
+        #[arg(long)]
+        all: bool,
+        /// Networks stay
+        #[arg(long)]
+        keep_network: bool,
+        /// Removes; needs --account and --name-pattern, and an account that the deployment allows
+        #[arg(long, requires_all = ["account", "name_pattern"])]
+        remove: bool,
+        /// The account's number, as a confirmation
+        #[arg(long)]
+        account: Option<String>,
+        /// Clusters whose names fit it: * is any characters, ? one
+        #[arg(long)]
+        name_pattern: Option<String>,
+        /// The ARN of something that may go although it bears no tag of Slipway's; may be said several times
+        #[arg(long = "arn")]
+        arns: Vec<String>,
+    },
+    /// Takes a cluster away and audits what is left; exit code 0 if that is nothing, 1 otherwise
+    Down {
+        /// The cluster's name
+        name: Option<String>,
+        /// The spec that it was made with, instead of its name
+        #[arg(long, conflicts_with = "name", required_unless_present = "name")]
+        spec: Option<PathBuf>,
+        /// The network goes, too
+        #[arg(long)]
+        network: bool,
+        /// Load balancers and volumes that workloads hold go, too; without it they end the teardown
+        #[arg(long)]
+        workloads: bool,
+        /// How many times faster than on AWS waits pass there (the local cloud's --speed)
         #[arg(long)]
         speed: Option<f64>,
     },
@@ -93,7 +146,51 @@ async fn run(command: Command, out: &mut impl Write) -> anyhow::Result<bool> {
             timeline(&clients, &progress, speed, out).await?;
             Ok(progress.end.is_none() || progress.succeeded())
         }
+        Command::Audit { name, all, keep_network } => audit(&clients, name.as_deref(), all, !keep_network, out).await,
+        Command::Sweep { name, all, keep_network, remove, account, name_pattern, arns } => {
+            let input = json!({
+                "dryRun": !remove, "account": account, "namePattern": name_pattern, "arns": arns, "name": name,
+                "all": all, "network": fate(!keep_network),
+            });
+            findings::sweep(out, &Sweep::read(clients.ask("slipway-sweep", &input).await?)?)?;
+            Ok(true)
+        }
+        Command::Down { name, spec, network, workloads, speed } => {
+            let name = match (name, spec) {
+                (Some(name), _) => name,
+                (None, spec) => {
+                    let spec = read_spec(&spec.unwrap_or_default())?;
+                    spec["name"].as_str().context("the spec has no name")?.to_owned()
+                }
+            };
+            let workloads = if workloads { "delete" } else { "refuse" };
+            let input = json!({ "name": name, "network": fate(network), "workloads": workloads });
+            let execution_arn = clients.start(&clients.machine("slipway-teardown").await?, &input).await?;
+            writeln!(out, "started {execution_arn}")?;
+            let progress = watch(&clients, &execution_arn).await?;
+            timeline(&clients, &progress, speed, out).await?;
+            report::ending(out, &progress)?;
+            Ok(audit(&clients, Some(&name), false, network, out).await? && progress.succeeded())
+        }
     }
+}
+
+/// Prints an audit; whether nothing is left.
+async fn audit(
+    clients: &Clients,
+    name: Option<&str>,
+    all: bool,
+    network: bool,
+    out: &mut impl Write,
+) -> anyhow::Result<bool> {
+    let input = json!({ "name": name, "all": all, "network": fate(network) });
+    let found = Audit::read(clients.ask("slipway-audit", &input).await?)?;
+    findings::audit(out, name.unwrap_or("the account"), &found)?;
+    Ok(found.total == 0)
+}
+
+const fn fate(goes: bool) -> &'static str {
+    if goes { "delete" } else { "keep" }
 }
 
 fn read_spec(path: &Path) -> anyhow::Result<Value> {

@@ -43,6 +43,8 @@ pub struct Settings {
     /// `SLIPWAY_LEASE_GRACE_SECONDS`: how long a function may outlive its stopped execution, at least the longest
     /// function timeout. A lease that was cut off is not taken before.
     pub lease_grace: Duration,
+    /// `SLIPWAY_SWEEP_ACCOUNTS`: the accounts that a sweep may remove anything from, separated by commas; none if unset.
+    pub sweep_accounts: Vec<String>,
 }
 
 impl Settings {
@@ -60,6 +62,13 @@ impl Settings {
             lease_grace: read("SLIPWAY_LEASE_GRACE_SECONDS")?.parse().map(Duration::seconds).map_err(|_| {
                 StepError::new(ErrorName::Internal, "SLIPWAY_LEASE_GRACE_SECONDS is not a whole number of seconds.")
             })?,
+            sweep_accounts: env::var("SLIPWAY_SWEEP_ACCOUNTS")
+                .unwrap_or_default()
+                .split(',')
+                .map(str::trim)
+                .filter(|account| !account.is_empty())
+                .map(str::to_owned)
+                .collect(),
         })
     }
 }

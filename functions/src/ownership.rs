@@ -9,6 +9,7 @@ use slipway_statemachine::{
     ClusterKey, Kind, names,
     prices::{HOURS_A_MONTH, Prices},
 };
+use time::OffsetDateTime;
 
 /// The parts of Karpenter's controller policy, as `bind-identity` names them (slipway-karpenter, `policy`).
 const POLICY_PARTS: [&str; 6] =
@@ -55,7 +56,11 @@ pub struct Resource {
     /// An instance's type.
     pub instance_type: Option<String>,
     /// A volume's size.
-    pub gib: Option<u32>,
+    pub gib: Option<i32>,
+    /// `available`, `deleting`, …, where its kind has states.
+    pub state: String,
+    /// When it was made, where its service says so.
+    pub created_at: Option<OffsetDateTime>,
 }
 
 impl Resource {
@@ -70,6 +75,8 @@ impl Resource {
             part_of: Vec::new(),
             instance_type: None,
             gib: None,
+            state: String::new(),
+            created_at: None,
         }
     }
 
@@ -77,6 +84,27 @@ impl Resource {
     #[must_use]
     pub fn tagged(mut self, tags: BTreeMap<String, String>) -> Self {
         self.tags = tags;
+        self
+    }
+
+    /// With its state.
+    #[must_use]
+    pub fn in_state(mut self, state: impl Into<String>) -> Self {
+        self.state = state.into();
+        self
+    }
+
+    /// With the time at which it was made, in seconds since 1970.
+    #[must_use]
+    pub fn made_at(mut self, seconds: Option<i64>) -> Self {
+        self.created_at = seconds.and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
+        self
+    }
+
+    /// With the ids of what it is part of.
+    #[must_use]
+    pub fn part_of(mut self, ids: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.part_of = ids.into_iter().map(Into::into).collect();
         self
     }
 
@@ -240,6 +268,19 @@ fn may_be_of_the_region(cluster: &ClusterKey, resource: &Resource) -> bool {
         }
         Kind::OidcProvider => resource.arn.contains(&format!("/oidc.eks.{}.", cluster.region)),
         _ => true,
+    }
+}
+
+/// Whether it is worth asking for the tags of something that its list shows without them: it may be this cluster's by
+/// its name, or some cluster's if none is given.
+#[must_use]
+pub fn may_belong(cluster: Option<&ClusterKey>, resource: &Resource) -> bool {
+    match cluster {
+        None => resource.name.starts_with("slipway-eks-") || !clusters_named(resource).is_empty(),
+        Some(cluster) => {
+            by_name(cluster, resource).is_some()
+                || matches!(resource.kind, Kind::Role | Kind::Policy) && may_be_of_the_region(cluster, resource)
+        }
     }
 }
 
@@ -501,7 +542,7 @@ mod tests {
     #[test]
     fn what_says_nothing_itself_goes_with_what_it_is_part_of() {
         let mut leaked = Resource::new(Kind::NetworkInterface, "arn:n", "eni-1").described("aws-K8S-i-1");
-        leaked.part_of = vec!["i-1".to_owned(), "sg-1".to_owned()];
+        leaked = leaked.part_of(["i-1", "sg-1"]);
         let ids = |id: &str| BTreeSet::from([id.to_owned()]);
         assert!(belongs_with(&key("demo"), &leaked, &ids("sg-1")).unwrap().contains("sg-1"));
         assert_eq!(belongs_with(&key("demo"), &leaked, &ids("sg-2")), None);

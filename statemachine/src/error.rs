@@ -111,6 +111,12 @@ error_names! {
     WorkloadsHoldResources => "Delete what the cause lists, or start the teardown with \"workloads\": \"delete\".",
     /// Something cannot be deleted because something else holds it; the cause names what.
     DeletionBlocked => "Remove what the cause names, then start the teardown again.",
+    /// An audit that had to be empty was not; the cause lists what still exists, and why we believe that it is the cluster's.
+    OrphansFound => "Start the teardown again, or remove what the cause lists by what it names.",
+    /// A sweep that is no dry run was not confirmed: the account in its input is missing or not the caller's.
+    SweepUnconfirmed => "Look at the dry run first; then repeat the account's number as \"account\".",
+    /// The account is not one that this deployment may sweep.
+    SweepNotAllowed => "Deploy infra/template.yaml with the account in SweepAccounts, if everything in it may go.",
     /// A fresh IAM role, policy or provider is not believed yet. Retried by the machine.
     PropagationPending => "Start again; if it persists, check that the named role exists.",
     /// AWS throttled us beyond the SDK's own retries. Retried by the machine.

@@ -28,13 +28,24 @@ pub fn read_json(path: &str) -> anyhow::Result<Value> {
     serde_json::from_str(&read(path)?).with_context(|| format!("{path} is not JSON"))
 }
 
-/// The provision machine's definition as CloudFormation would deploy it: every `${Name}` replaced by an ARN whose
-/// function is called `Name`.
+/// The machines of the template, as their files and executions call them.
+pub const MACHINES: [&str; 3] = ["provision", "audit", "sweep"];
+
+/// The provision machine's definition, see [`definition`].
 ///
 /// # Errors
 /// When the definition cannot be read.
 pub fn provision() -> anyhow::Result<String> {
-    let definition = read("statemachine/provision.asl.json")?;
+    definition("provision")
+}
+
+/// A machine's definition as CloudFormation would deploy it: every `${Name}` replaced by an ARN whose function is called
+/// `Name`.
+///
+/// # Errors
+/// When the definition cannot be read.
+pub fn definition(machine: &str) -> anyhow::Result<String> {
+    let definition = read(&format!("statemachine/{machine}.asl.json"))?;
     Ok(definition
         .replace("${", "arn:aws:lambda:eu-west-1:111122223333:function:")
         .replace("Function}", "Function:live"))

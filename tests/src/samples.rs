@@ -111,6 +111,8 @@ pub fn answer(step: &str, payload: &Value) -> Value {
                 "instanceType": "t4g.small", "capacityType": "spot", "zone": "eu-west-1a",
             }],
         })),
+        "audit" => json!({ "findings": [finding()], "total": 1, "monthlyCostUsd": 0.7, "unpriced": 0 }),
+        "sweep" => done(json!({ "dryRun": true, "plan": [finding()], "skipped": [] })),
         "close-run" => json!({ "outcome": payload["outcome"] }),
         _ => Value::Null,
     }
@@ -128,6 +130,15 @@ pub fn race(words: &str) -> Value {
     })
 }
 
+fn finding() -> Value {
+    json!({
+        "arn": "arn:aws:ec2:eu-west-1:111122223333:volume/vol-0a1b2c3d4e5f60718", "kind": "volume",
+        "name": "vol-0a1b2c3d4e5f60718", "ageSeconds": 86400, "cluster": "innovate-dev",
+        "because": "its tag slipway:cluster is innovate-dev (available)", "monthlyCostUsd": 0.7,
+        "removedBy": "teardown, or sweep", "tagged": true,
+    })
+}
+
 /// As open-run completes a spec.
 fn completed(raw: &Value) -> Value {
     let Ok(mut spec) = slipway_statemachine::ClusterSpec::parse(raw) else { return Value::Null };
@@ -137,25 +148,35 @@ fn completed(raw: &Value) -> Value {
     json!(spec)
 }
 
-/// One sample event a step: its payload in a run of the example in which one pod had to be healed.
+/// One sample event a step: its payload in a run of its machine; provision's is of the example, and a pod had to be
+/// healed in it.
 ///
 /// # Errors
-/// When the machine's definition or the example cannot be read, or the run does not end.
+/// When a machine's definition or the example cannot be read, or a run does not end.
 pub fn events() -> anyhow::Result<BTreeMap<String, Value>> {
-    let machine = StateMachine::parse(&repository::provision()?).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
-    let spec = repository::read_json("examples/innovate-dev.json")?;
     let seen = Arc::new(Mutex::new(BTreeMap::new()));
-    let recorded = Arc::clone(&seen);
-    let run = simulate(&Arc::new(machine), &spec, 1, move |invocation| {
-        let step = step_of(invocation);
-        let payload = &invocation.arguments["Payload"];
-        let mut events = recorded.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = events.insert(step.clone(), payload.clone()).is_none();
-        let answer =
-            if step == "check-karpenter" && first { race("1 of 2 replicas are ready") } else { answer(&step, payload) };
-        Answer { after: Duration::from_secs(1), result: Ok(json!({ "ExecutedVersion": "1", "Payload": answer })) }
-    })?;
-    run.result?;
+    for machine in repository::MACHINES {
+        let definition = StateMachine::parse(&repository::definition(machine)?)
+            .map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
+        let input = match machine {
+            "provision" => repository::read_json("examples/innovate-dev.json")?,
+            _ => json!({ "name": "innovate-dev" }),
+        };
+        let recorded = Arc::clone(&seen);
+        let run = simulate(&Arc::new(definition), &input, 1, move |invocation| {
+            let step = step_of(invocation);
+            let payload = &invocation.arguments["Payload"];
+            let mut events = recorded.lock().unwrap_or_else(PoisonError::into_inner);
+            let first = events.insert(step.clone(), payload.clone()).is_none();
+            let answer = if step == "check-karpenter" && first {
+                race("1 of 2 replicas are ready")
+            } else {
+                answer(&step, payload)
+            };
+            Answer { after: Duration::from_secs(1), result: Ok(json!({ "ExecutedVersion": "1", "Payload": answer })) }
+        })?;
+        run.result?;
+    }
     let events = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok(events)
 }

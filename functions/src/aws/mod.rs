@@ -4,8 +4,11 @@ pub mod documents;
 pub mod error;
 pub mod health;
 pub mod iam;
+pub mod inventory;
+pub mod logs;
 pub mod networks;
 pub mod pod_identity;
+pub mod removal;
 pub mod stacks;
 pub mod tags;
 

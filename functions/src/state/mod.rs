@@ -29,6 +29,30 @@ use lease::Lease;
 /// A row as DynamoDB has it.
 type Row = HashMap<String, AttributeValue>;
 
+/// What a registered cluster may be, but for `Deleted`.
+const STATUSES: [&str; 4] = ["Provisioning", "Ready", "Failed", "Deleting"];
+
+/// A cluster as the registry has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registered {
+    /// Which cluster.
+    pub cluster: ClusterKey,
+    /// `Provisioning`, `Ready`, `Failed` or `Deleting`.
+    pub status: String,
+    /// Since when, RFC 3339.
+    pub changed_at: String,
+}
+
+impl Registered {
+    fn of(row: &Row) -> Option<Self> {
+        let text = |name| attributes::text(row, name);
+        let pk = text("pk")?;
+        let mut parts = pk.strip_prefix("CLUSTER#")?.split('#').map(str::to_owned);
+        let cluster = ClusterKey { account: parts.next()?, region: parts.next()?, name: parts.next()? };
+        Some(Self { cluster, status: text("status")?, changed_at: text("changedAt")? })
+    }
+}
+
 /// How long a run and its steps are kept.
 const KEPT: Duration = Duration::days(90);
 
@@ -68,6 +92,55 @@ impl Table {
     /// What DynamoDB raises.
     pub async fn registered(&self, cluster: &ClusterKey) -> Result<Option<Value>, StepError> {
         Ok(self.row(cluster, "SPEC").await?.and_then(|row| row.get("spec").map(attributes::json)))
+    }
+
+    /// The clusters that the registry has and that were not taken away, eventually consistent.
+    ///
+    /// # Errors
+    /// What DynamoDB raises.
+    pub async fn registry(&self) -> Result<Vec<Registered>, StepError> {
+        let mut found = Vec::new();
+        for status in STATUSES {
+            let rows: Vec<Row> = self
+                .dynamodb
+                .query()
+                .table_name(&self.name)
+                .index_name("by-status")
+                .key_condition_expression("#status = :status")
+                .expression_attribute_names("#status", "status")
+                .expression_attribute_values(":status", AttributeValue::S(status.to_owned()))
+                .into_paginator()
+                .items()
+                .send()
+                .collect::<Result<Vec<_>, _>>()
+                .await
+                .during("dynamodb:Query")?;
+            // A run's steps have a status, too.
+            let specs = rows.iter().filter(|row| attributes::text(row, "sk").as_deref() == Some("SPEC"));
+            found.extend(specs.filter_map(Registered::of));
+        }
+        Ok(found)
+    }
+
+    /// Forgets a cluster that was never taken away by a run and is gone. Its lease stays, so that fencing numbers go on.
+    /// False: the registry has heard of it since, and it stays.
+    ///
+    /// # Errors
+    /// What DynamoDB raises.
+    pub async fn forget(&self, cluster: &ClusterKey, as_of: &str) -> Result<bool, StepError> {
+        let deleted = self
+            .dynamodb
+            .delete_item()
+            .table_name(&self.name)
+            .set_key(Some(key(cluster, "SPEC")))
+            .condition_expression("attribute_not_exists(pk) OR changedAt = :then")
+            .expression_attribute_values(":then", AttributeValue::S(as_of.to_owned()))
+            .send()
+            .await;
+        match deleted {
+            Err(error) if crate::aws::error::code(&error) == Some("ConditionalCheckFailedException") => Ok(false),
+            other => other.map(|_| true).during("dynamodb:DeleteItem"),
+        }
     }
 
     /// One row, strongly consistent.

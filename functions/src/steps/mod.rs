@@ -47,6 +47,7 @@ macro_rules! steps {
 // A new step is two lines here: its module, and its place in the table.
 pub mod apply_node_pools;
 pub mod associate_access_policy;
+pub mod audit;
 pub mod bind_identity;
 pub mod check_karpenter;
 pub mod close_run;
@@ -61,6 +62,7 @@ pub mod install_karpenter;
 pub mod open_run;
 pub mod preflight;
 pub mod probe_identity;
+pub mod sweep;
 pub mod verify_capacity;
 pub mod wait_oidc;
 
@@ -83,6 +85,8 @@ steps! {
     apply_node_pools::ApplyNodePools,
     verify_capacity::VerifyCapacity,
     close_run::CloseRun,
+    audit::Audit,
+    sweep::Sweep,
 }
 
 /// The step of a name.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use tokio::process::Command;
 
+use crate::cloud::ACCOUNT;
 use crate::gateway::call::Aws;
 use crate::paths::Paths;
 use crate::processes;
@@ -43,10 +44,12 @@ pub fn lay_out(folder: &Path, bootstrap: &Path) -> anyhow::Result<PathBuf> {
     Ok(template)
 }
 
-/// The parameters that the template gets: what is real time in it passes as fast as everything else.
+/// The parameters that the template gets: what is real time in it passes as fast as everything else, and everything in
+/// this account may be swept, since it goes with the cloud anyway.
 #[must_use]
-pub fn parameters(speed: f64) -> [String; 2] {
-    ["LogLevel=info".to_owned(), format!("LeaseGraceSeconds={}", (120.0 / speed).ceil().max(1.0))]
+pub fn parameters(speed: f64) -> [String; 3] {
+    let grace = (120.0 / speed).ceil().max(1.0);
+    ["LogLevel=info".to_owned(), format!("LeaseGraceSeconds={grace}"), format!("SweepAccounts={ACCOUNT}")]
 }
 
 /// Deploys a laid out template with parameters into a bucket's cloud.

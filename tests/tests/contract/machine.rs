@@ -1,4 +1,4 @@
-//! `provision.asl.json`: every task names a step, passes what it takes, is retried, bounded and caught; every variable
+//! The machines: every task names a step, passes what it takes, is retried, bounded and caught; every variable
 //! is there when it is read.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +33,9 @@ fn states() -> Vec<(String, Value, bool)> {
         }
     }
     let mut found = Vec::new();
-    collect(&repository::read_json("statemachine/provision.asl.json").unwrap(), false, &mut found);
+    for machine in repository::MACHINES {
+        collect(&repository::read_json(&format!("statemachine/{machine}.asl.json")).unwrap(), false, &mut found);
+    }
     found
 }
 
@@ -48,20 +50,22 @@ fn step_of(task: &Value) -> String {
     samples::kebab(name.unwrap_or_else(|| panic!("{function} is no ${{<Step>Function}}")))
 }
 
-fn machine() -> StateMachine {
-    StateMachine::parse(&repository::provision().unwrap()).unwrap_or_else(|problems| panic!("{problems:#?}"))
+fn machine(name: &str) -> StateMachine {
+    StateMachine::parse(&repository::definition(name).unwrap()).unwrap_or_else(|problems| panic!("{problems:#?}"))
 }
 
 #[test]
 fn asl_validator_agrees() {
-    let path = repository::root().join("statemachine/provision.asl.json");
-    let checked = Command::new(repository::tool("node/bin/node").unwrap())
-        .arg(repository::tool("node/node_modules/asl-validator/dist/bin/asl-validator.js").unwrap())
-        .arg("--json-path")
-        .arg(path)
-        .output()
-        .unwrap();
-    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+    for machine in repository::MACHINES {
+        let path = repository::root().join(format!("statemachine/{machine}.asl.json"));
+        let checked = Command::new(repository::tool("node/bin/node").unwrap())
+            .arg(repository::tool("node/node_modules/asl-validator/dist/bin/asl-validator.js").unwrap())
+            .arg("--json-path")
+            .arg(path)
+            .output()
+            .unwrap();
+        assert!(checked.status.success(), "{machine}: {}", String::from_utf8_lossy(&checked.stdout));
+    }
 }
 
 #[test]
@@ -153,7 +157,7 @@ fn every_task_is_bounded_and_retries_what_resolves_by_itself() {
 
 #[test]
 fn every_failure_is_caught_and_closes_the_run() {
-    let machine = machine();
+    let machine = machine("provision");
     let top = &machine.graph.states;
     for (name, state) in top {
         if !matches!(state.kind, Kind::Task(_) | Kind::Parallel { .. }) {
@@ -199,12 +203,14 @@ fn every_error_that_the_machine_raises_has_a_page_in_the_runbook() {
 
 #[test]
 fn every_variable_is_assigned_on_every_path_to_its_reading() {
-    let machine = machine();
-    let mut read = BTreeSet::new();
-    check_variables(&machine.graph, &BTreeSet::new(), &BTreeSet::new(), &mut read);
-    let assigned = assigned_anywhere(&machine.graph);
-    let unread: Vec<_> = assigned.difference(&read).collect();
-    assert!(unread.is_empty(), "nobody reads {unread:?}");
+    for name in repository::MACHINES {
+        let machine = machine(name);
+        let mut read = BTreeSet::new();
+        check_variables(&machine.graph, &BTreeSet::new(), &BTreeSet::new(), &mut read);
+        let assigned = assigned_anywhere(&machine.graph);
+        let unread: Vec<_> = assigned.difference(&read).collect();
+        assert!(unread.is_empty(), "{name}: nobody reads {unread:?}");
+    }
 }
 
 /// Follows every path of a level. `given` is assigned when it begins; `outer` are the names of the levels around it,

@@ -23,6 +23,14 @@ fn example() -> Value {
     repository::read_json("examples/innovate-dev.json").unwrap()
 }
 
+/// The steps that the provision machine calls.
+fn provision_steps() -> Vec<&'static str> {
+    let definition = repository::read("statemachine/provision.asl.json").unwrap();
+    let called: Vec<String> =
+        definition.split("\"${").skip(1).map(|rest| samples::kebab(rest.split("Function}").next().unwrap())).collect();
+    steps::ALL.iter().map(|step| step.name).filter(|step| called.iter().any(|name| name == step)).collect()
+}
+
 /// A step's failure as Lambda reports it.
 fn failure(name: &str, message: &str) -> TaskError {
     TaskError::from_function_error(&json!({ "errorType": name, "errorMessage": message, "stackTrace": [] }))
@@ -101,15 +109,15 @@ fn every_payload_and_every_answer_fits_its_schema() {
         Ok(answer)
     });
     simulated.result.unwrap();
-    for step in steps::ALL {
-        assert!(calls.iter().any(|(name, ..)| name == step.name), "{} was not called", step.name);
+    for step in provision_steps() {
+        assert!(calls.iter().any(|(name, ..)| name == step), "{step} was not called");
     }
 }
 
 #[test]
 fn a_step_that_is_never_done_ends_in_a_named_failure() {
     let machine = machine();
-    for step in steps::ALL.iter().map(|step| step.name).filter(|step| waits(step) || *step == "check-karpenter") {
+    for step in provision_steps().into_iter().filter(|step| waits(step) || *step == "check-karpenter") {
         let (simulated, calls) = run(&machine, 3, move |name, payload, _| {
             if name != step {
                 return Ok(samples::answer(name, payload));

@@ -98,27 +98,32 @@ fn every_step_has_its_function_and_every_function_its_step() {
 fn a_function_ends_before_its_task_and_within_the_leases_grace() {
     let template = template();
     let timeout = template["Globals"]["Function"]["Timeout"].as_u64().unwrap();
-    let definition = repository::provision().unwrap();
-    for task in definition.split("\"TimeoutSeconds\": ").skip(2) {
+    let definitions = repository::MACHINES.map(|machine| repository::definition(machine).unwrap());
+    for task in definitions.iter().flat_map(|definition| definition.split("\"TimeoutSeconds\": ").skip(2)) {
         let seconds: u64 = task.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap();
         assert!(timeout + 10 <= seconds && seconds <= 120, "{timeout} s, {seconds} s");
     }
 }
 
 #[test]
-fn the_machine_is_given_and_may_invoke_exactly_what_it_calls() {
+fn each_machine_is_given_and_may_invoke_exactly_what_it_calls() {
     let template = template();
-    let definition = repository::read("statemachine/provision.asl.json").unwrap();
-    let called: BTreeSet<String> =
-        definition.split("\"${").skip(1).map(|rest| rest.split('}').next().unwrap().to_owned()).collect();
-    let given = template["Resources"]["Provision"]["Properties"]["DefinitionSubstitutions"].as_object().unwrap();
-    assert_eq!(given.keys().cloned().collect::<BTreeSet<_>>(), called);
-    for (name, arn) in given {
-        assert_eq!(arn, &format!("{name}.Alias"), "{name}");
+    for machine in repository::MACHINES {
+        let definition = repository::read(&format!("statemachine/{machine}.asl.json")).unwrap();
+        let called: BTreeSet<String> =
+            definition.split("\"${").skip(1).map(|rest| rest.split('}').next().unwrap().to_owned()).collect();
+        let id = machine[..1].to_uppercase() + &machine[1..];
+        let given = template["Resources"][&id]["Properties"]["DefinitionSubstitutions"].as_object().unwrap();
+        assert_eq!(given.keys().cloned().collect::<BTreeSet<_>>(), called, "{machine}");
+        for (name, arn) in given {
+            assert_eq!(arn, &format!("{name}.Alias"), "{machine}");
+        }
+        let role = format!("{id}Role");
+        let invokes = |(owner, statement): &(String, Value)| *owner == role && statement["Sid"] == "InvokeSteps";
+        let invoke = statements(&template).into_iter().find(invokes).unwrap().1;
+        let invocable: BTreeSet<String> = texts(&invoke["Resource"]).into_iter().collect();
+        assert_eq!(invocable, called.iter().map(|name| format!("{name}.Alias")).collect(), "{machine}");
     }
-    let invoke = statements(&template).into_iter().find(|(_, statement)| statement["Sid"] == "InvokeSteps").unwrap().1;
-    let invocable: BTreeSet<String> = texts(&invoke["Resource"]).into_iter().collect();
-    assert_eq!(invocable, called.iter().map(|name| format!("{name}.Alias")).collect());
 }
 
 #[test]

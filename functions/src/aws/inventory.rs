@@ -1,0 +1,568 @@
+//! What there is in an account and region that may be a cluster's: each kind from the service that has it, the rest from
+//! the Resource Groups Tagging API. Looks only, and decides nothing: see [`crate::ownership`].
+//!
+//! EC2, load balancers, EKS and OIDC providers are listed whole. Of roles, policies, queues, rules and stacks, whose
+//! lists show no tags, those are looked at whose name may be a cluster's. The tagging API adds what bears a tag and has
+//! none of these types.
+
+use std::collections::BTreeMap;
+
+use aws_sdk_ec2::{
+    primitives::DateTime,
+    types::{Filter, Reservation},
+};
+use aws_sdk_resourcegroupstagging::types::TagFilter;
+use slipway_statemachine::{ClusterKey, Kind, StepError, names};
+
+use super::{
+    error::{During as _, code, refused},
+    logs, partition,
+};
+use crate::{
+    Context,
+    ownership::{self, Resource, may_belong},
+};
+
+/// Where to look.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// Twelve digits.
+    pub account: &'a str,
+    /// For example `eu-west-1`.
+    pub region: &'a str,
+    /// Only what may be this cluster's; of every cluster's if none is given.
+    pub cluster: Option<&'a ClusterKey>,
+}
+
+impl Place<'_> {
+    fn arn(&self, service: &str, rest: &str) -> String {
+        format!("arn:{}:{service}:{}:{}:{rest}", partition(self.region), self.region, self.account)
+    }
+}
+
+/// Everything there is that may be a cluster's, in no order.
+///
+/// # Errors
+/// What AWS refused.
+pub async fn resources(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let (machines, network, balancers, clusters, iam, events, others) = futures::try_join!(
+        machines(cx, place),
+        network(cx, place),
+        load_balancers(cx, place),
+        clusters(cx, place),
+        iam(cx, place),
+        queues_and_rules(cx, place),
+        others(cx, place),
+    )?;
+    Ok([machines, network, balancers, clusters, iam, events, others].concat())
+}
+
+fn ec2_tags(tags: &[aws_sdk_ec2::types::Tag]) -> BTreeMap<String, String> {
+    let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
+    tags.iter().map(|tag| (text(tag.key()), text(tag.value()))).collect()
+}
+
+/// Instances, volumes, launch templates.
+async fn machines(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let ec2 = cx.aws.ec2();
+    let ec2_resource = |kind, what: &str, id: &str| Resource::new(kind, place.arn("ec2", &format!("{what}/{id}")), id);
+    let mut found = Vec::new();
+    let there = ["pending", "running", "shutting-down", "stopping", "stopped"];
+    let states = Filter::builder().name("instance-state-name").set_values(Some(there.map(Into::into).to_vec()));
+    let mut pages = ec2.describe_instances().filters(states.build()).into_paginator().send();
+    while let Some(page) = pages.next().await {
+        for instance in page.during("ec2:DescribeInstances")?.reservations().iter().flat_map(Reservation::instances) {
+            let state = instance.state().and_then(|state| state.name()).map_or("", |name| name.as_str());
+            let mut resource = ec2_resource(Kind::Instance, "instance", instance.instance_id().unwrap_or_default())
+                .tagged(ec2_tags(instance.tags()))
+                .in_state(state)
+                .made_at(instance.launch_time().map(DateTime::secs));
+            resource.instance_type = instance.instance_type().map(|kind| kind.as_str().to_owned());
+            found.push(resource);
+        }
+    }
+    let mut pages = ec2.describe_volumes().into_paginator().items().send();
+    while let Some(volume) = pages.next().await {
+        let volume = volume.during("ec2:DescribeVolumes")?;
+        let mut resource = ec2_resource(Kind::Volume, "volume", volume.volume_id().unwrap_or_default())
+            .tagged(ec2_tags(volume.tags()))
+            .in_state(volume.state().map_or("", |state| state.as_str()))
+            .made_at(volume.create_time().map(DateTime::secs))
+            .part_of(volume.attachments().iter().filter_map(|attached| attached.instance_id()));
+        resource.gib = volume.size();
+        found.push(resource);
+    }
+    let mut pages = ec2.describe_launch_templates().into_paginator().items().send();
+    while let Some(template) = pages.next().await {
+        let template = template.during("ec2:DescribeLaunchTemplates")?;
+        let id = template.launch_template_id().unwrap_or_default();
+        found.push(
+            ec2_resource(Kind::LaunchTemplate, "launch-template", id)
+                .tagged(ec2_tags(template.tags()))
+                .made_at(template.create_time().map(DateTime::secs)),
+        );
+    }
+    Ok(found)
+}
+
+/// Interfaces, security groups, and the parts of a VPC that cost money or block its deletion.
+async fn network(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let ec2 = cx.aws.ec2();
+    let ec2_resource = |kind, what: &str, id: &str| Resource::new(kind, place.arn("ec2", &format!("{what}/{id}")), id);
+    let mut found = Vec::new();
+    let mut pages = ec2.describe_network_interfaces().into_paginator().items().send();
+    while let Some(interface) = pages.next().await {
+        let interface = interface.during("ec2:DescribeNetworkInterfaces")?;
+        let instance = interface.attachment().and_then(|attachment| attachment.instance_id());
+        let groups = interface.groups().iter().filter_map(|group| group.group_id());
+        let balancer = balancer_of(interface.description().unwrap_or_default());
+        let id = interface.network_interface_id().unwrap_or_default();
+        found.push(
+            ec2_resource(Kind::NetworkInterface, "network-interface", id)
+                .tagged(ec2_tags(interface.tag_set()))
+                .described(interface.description().unwrap_or_default())
+                .in_state(interface.status().map_or("", |status| status.as_str()))
+                .part_of(instance.into_iter().chain(groups).chain(balancer)),
+        );
+    }
+    let mut pages = ec2.describe_security_groups().into_paginator().items().send();
+    while let Some(group) = pages.next().await {
+        let group = group.during("ec2:DescribeSecurityGroups")?;
+        found.push(
+            ec2_resource(Kind::SecurityGroup, "security-group", group.group_id().unwrap_or_default())
+                .tagged(ec2_tags(group.tags()))
+                .described(group.description().unwrap_or_default()),
+        );
+    }
+    let mut pages = ec2.describe_nat_gateways().into_paginator().items().send();
+    while let Some(gateway) = pages.next().await {
+        let gateway = gateway.during("ec2:DescribeNatGateways")?;
+        let state = gateway.state().map_or("", |state| state.as_str());
+        if state == "deleted" {
+            continue;
+        }
+        found.push(
+            ec2_resource(Kind::NatGateway, "natgateway", gateway.nat_gateway_id().unwrap_or_default())
+                .tagged(ec2_tags(gateway.tags()))
+                .in_state(state)
+                .made_at(gateway.create_time().map(DateTime::secs)),
+        );
+    }
+    // Addresses come in one piece.
+    for address in ec2.describe_addresses().send().await.during("ec2:DescribeAddresses")?.addresses() {
+        let id = address.allocation_id().unwrap_or_default();
+        found.push(ec2_resource(Kind::Address, "elastic-ip", id).tagged(ec2_tags(address.tags())));
+    }
+    let mut pages = ec2.describe_vpcs().into_paginator().items().send();
+    while let Some(vpc) = pages.next().await {
+        let vpc = vpc.during("ec2:DescribeVpcs")?;
+        found.push(ec2_resource(Kind::Vpc, "vpc", vpc.vpc_id().unwrap_or_default()).tagged(ec2_tags(vpc.tags())));
+    }
+    let mut pages = ec2.describe_vpc_endpoints().into_paginator().items().send();
+    while let Some(endpoint) = pages.next().await {
+        let endpoint = endpoint.during("ec2:DescribeVpcEndpoints")?;
+        let state = endpoint.state().map_or("", |state| state.as_str()).to_lowercase();
+        if state == "deleted" {
+            continue;
+        }
+        found.push(
+            ec2_resource(Kind::VpcEndpoint, "vpc-endpoint", endpoint.vpc_endpoint_id().unwrap_or_default())
+                .tagged(ec2_tags(endpoint.tags()))
+                .in_state(state)
+                .made_at(endpoint.creation_timestamp().map(DateTime::secs))
+                .part_of(endpoint.vpc_id()),
+        );
+    }
+    Ok(found)
+}
+
+/// The load balancer whose interface is described so: `ELB net/<name>/<id>`, `ELB app/<name>/<id>`, `ELB <name>`.
+fn balancer_of(description: &str) -> Option<&str> {
+    let rest = description.strip_prefix("ELB ")?;
+    rest.split('/').nth(1).or(Some(rest))
+}
+
+/// Load balancers of both generations, and target groups.
+async fn load_balancers(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let (elb, elbv2) = (cx.aws.elb(), cx.aws.elbv2());
+    let mut found = Vec::new();
+    let mut pages = elbv2.describe_load_balancers().into_paginator().items().send();
+    while let Some(balancer) = pages.next().await {
+        let balancer = balancer.during("elasticloadbalancing:DescribeLoadBalancers")?;
+        let state = balancer.state().and_then(|state| state.code()).map_or("", |code| code.as_str());
+        let (arn, name) = (balancer.load_balancer_arn(), balancer.load_balancer_name());
+        found.push(
+            Resource::new(Kind::LoadBalancer, arn.unwrap_or_default(), name.unwrap_or_default())
+                .in_state(state)
+                .made_at(balancer.created_time().map(DateTime::secs)),
+        );
+    }
+    let mut pages = elbv2.describe_target_groups().into_paginator().items().send();
+    while let Some(group) = pages.next().await {
+        let group = group.during("elasticloadbalancing:DescribeTargetGroups")?;
+        let (arn, name) = (group.target_group_arn(), group.target_group_name());
+        found.push(
+            Resource::new(Kind::TargetGroup, arn.unwrap_or_default(), name.unwrap_or_default())
+                .part_of(group.load_balancer_arns()),
+        );
+    }
+    // Twenty at a time is what DescribeTags takes.
+    for twenty in found.chunks_mut(20) {
+        let arns = twenty.iter().map(|resource| resource.arn.clone()).collect();
+        let answer = elbv2.describe_tags().set_resource_arns(Some(arns)).send().await;
+        for described in answer.during("elasticloadbalancing:DescribeTags")?.tag_descriptions() {
+            let tags = described.tags().iter();
+            let tags = tags.map(|tag| (text(tag.key()), text(tag.value()))).collect();
+            if let Some(resource) =
+                twenty.iter_mut().find(|resource| Some(resource.arn.as_str()) == described.resource_arn())
+            {
+                resource.tags = tags;
+            }
+        }
+    }
+
+    let mut classic = Vec::new();
+    let mut pages = elb.describe_load_balancers().into_paginator().items().send();
+    while let Some(balancer) = pages.next().await {
+        let balancer = balancer.during("elasticloadbalancing:DescribeLoadBalancers")?;
+        let name = balancer.load_balancer_name().unwrap_or_default();
+        let arn = place.arn("elasticloadbalancing", &format!("loadbalancer/{name}"));
+        classic.push(Resource::new(Kind::LoadBalancer, arn, name).made_at(balancer.created_time().map(DateTime::secs)));
+    }
+    for twenty in classic.chunks_mut(20) {
+        let names = twenty.iter().map(|resource| resource.name.clone()).collect();
+        let answer = elb.describe_tags().set_load_balancer_names(Some(names)).send().await;
+        for described in answer.during("elasticloadbalancing:DescribeTags")?.tag_descriptions() {
+            let tags = described.tags().iter();
+            let tags = tags.map(|tag| (tag.key().to_owned(), text(tag.value()))).collect();
+            if let Some(resource) =
+                twenty.iter_mut().find(|resource| Some(resource.name.as_str()) == described.load_balancer_name())
+            {
+                resource.tags = tags;
+            }
+        }
+    }
+    found.extend(classic);
+    Ok(found)
+}
+
+fn text(text: Option<&str>) -> String {
+    text.unwrap_or_default().to_owned()
+}
+
+/// Clusters with their node groups and Fargate profiles.
+async fn clusters(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let eks = cx.aws.eks();
+    let mut names = Vec::new();
+    if let Some(cluster) = place.cluster {
+        names.push(cluster.name.clone());
+    } else {
+        let mut pages = eks.list_clusters().into_paginator().items().send();
+        while let Some(name) = pages.next().await {
+            names.push(name.during("eks:ListClusters")?);
+        }
+    }
+    let mut found = Vec::new();
+    for name in names {
+        let cluster = match eks.describe_cluster().name(&name).send().await {
+            Ok(answer) => answer.cluster,
+            Err(error) if code(&error) == Some("ResourceNotFoundException") => None,
+            Err(error) => return Err(refused("eks:DescribeCluster", &error)),
+        };
+        let Some(cluster) = cluster else { continue };
+        let tags: BTreeMap<String, String> = cluster.tags.clone().unwrap_or_default().into_iter().collect();
+        found.push(
+            Resource::new(Kind::Cluster, cluster.arn().unwrap_or_default(), &name)
+                .tagged(tags)
+                .in_state(cluster.status().map_or("", |status| status.as_str()))
+                .made_at(cluster.created_at().map(DateTime::secs)),
+        );
+        found.extend(parts(cx, &name).await?);
+    }
+    Ok(found)
+}
+
+/// The node groups and Fargate profiles of a cluster.
+async fn parts(cx: &Context, cluster: &str) -> Result<Vec<Resource>, StepError> {
+    let eks = cx.aws.eks();
+    let gone = |code: Option<&str>| code == Some("ResourceNotFoundException");
+    let mut found = Vec::new();
+    let mut pages = eks.list_nodegroups().cluster_name(cluster).into_paginator().items().send();
+    while let Some(name) = pages.next().await {
+        let name = name.during("eks:ListNodegroups")?;
+        match eks.describe_nodegroup().cluster_name(cluster).nodegroup_name(&name).send().await {
+            Ok(answer) => found.extend(answer.nodegroup.map(|group| {
+                Resource::new(Kind::NodeGroup, text(group.nodegroup_arn()), &name)
+                    .in_state(group.status().map_or("", |status| status.as_str()))
+                    .made_at(group.created_at().map(DateTime::secs))
+                    .tagged(group.tags.unwrap_or_default().into_iter().collect())
+            })),
+            Err(error) if gone(code(&error)) => {}
+            Err(error) => return Err(refused("eks:DescribeNodegroup", &error)),
+        }
+    }
+    let mut pages = eks.list_fargate_profiles().cluster_name(cluster).into_paginator().items().send();
+    while let Some(name) = pages.next().await {
+        let name = name.during("eks:ListFargateProfiles")?;
+        match eks.describe_fargate_profile().cluster_name(cluster).fargate_profile_name(&name).send().await {
+            Ok(answer) => found.extend(answer.fargate_profile.map(|profile| {
+                Resource::new(Kind::FargateProfile, text(profile.fargate_profile_arn()), &name)
+                    .in_state(profile.status().map_or("", |status| status.as_str()))
+                    .made_at(profile.created_at().map(DateTime::secs))
+                    .tagged(profile.tags.unwrap_or_default().into_iter().collect())
+            })),
+            Err(error) if gone(code(&error)) => {}
+            Err(error) => return Err(refused("eks:DescribeFargateProfile", &error)),
+        }
+    }
+    Ok(found)
+}
+
+fn iam_tags(tags: Vec<aws_sdk_iam::types::Tag>) -> BTreeMap<String, String> {
+    tags.into_iter().map(|tag| (tag.key, tag.value)).collect()
+}
+
+/// Roles, policies, instance profiles and OIDC providers, with their tags.
+async fn iam(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let iam = cx.aws.iam();
+    let mut found = Vec::new();
+    let mut pages = iam.list_roles().into_paginator().items().send();
+    while let Some(role) = pages.next().await {
+        let role = role.during("iam:ListRoles")?;
+        let resource = Resource::new(Kind::Role, role.arn, role.role_name).made_at(Some(role.create_date.secs()));
+        if may_belong(place.cluster, &resource) {
+            let call = iam.list_role_tags().role_name(&resource.name).into_paginator().items().send();
+            let tags = call.collect::<Result<Vec<_>, _>>().await.during("iam:ListRoleTags")?;
+            found.push(resource.tagged(iam_tags(tags)));
+        }
+    }
+    let local = aws_sdk_iam::types::PolicyScopeType::Local;
+    let mut pages = iam.list_policies().scope(local).into_paginator().items().send();
+    while let Some(policy) = pages.next().await {
+        let policy = policy.during("iam:ListPolicies")?;
+        let resource = Resource::new(Kind::Policy, text(policy.arn()), text(policy.policy_name()))
+            .made_at(policy.create_date().map(DateTime::secs));
+        if may_belong(place.cluster, &resource) {
+            let call = iam.list_policy_tags().policy_arn(&resource.arn).into_paginator().items().send();
+            let tags = call.collect::<Result<Vec<_>, _>>().await.during("iam:ListPolicyTags")?;
+            found.push(resource.tagged(iam_tags(tags)));
+        }
+    }
+    let path = match place.cluster {
+        Some(cluster) => format!("/karpenter/{}/{}/", cluster.region, cluster.name),
+        None => format!("/karpenter/{}/", place.region),
+    };
+    let mut pages = iam.list_instance_profiles().path_prefix(path).into_paginator().items().send();
+    while let Some(profile) = pages.next().await {
+        let profile = profile.during("iam:ListInstanceProfiles")?;
+        let name = profile.instance_profile_name;
+        let call = iam.list_instance_profile_tags().instance_profile_name(&name).into_paginator().items().send();
+        let tags = call.collect::<Result<Vec<_>, _>>().await.during("iam:ListInstanceProfileTags")?;
+        found.push(
+            Resource::new(Kind::InstanceProfile, profile.arn, name)
+                .tagged(iam_tags(tags))
+                .made_at(Some(profile.create_date.secs())),
+        );
+    }
+    let providers = iam.list_open_id_connect_providers().send().await.during("iam:ListOpenIDConnectProviders")?;
+    let here = format!("/oidc.eks.{}.", place.region);
+    for arn in providers.open_id_connect_provider_list().iter().filter_map(|provider| provider.arn()) {
+        if !arn.contains(&here) {
+            continue;
+        }
+        let provider = match iam.get_open_id_connect_provider().open_id_connect_provider_arn(arn).send().await {
+            Ok(provider) => provider,
+            Err(error) if code(&error) == Some("NoSuchEntity") => continue,
+            Err(error) => return Err(refused("iam:GetOpenIDConnectProvider", &error)),
+        };
+        found.push(
+            Resource::new(Kind::OidcProvider, arn, arn.rsplit('/').next().unwrap_or_default())
+                .made_at(provider.create_date().map(DateTime::secs))
+                .tagged(iam_tags(provider.tags.unwrap_or_default())),
+        );
+    }
+    Ok(found)
+}
+
+/// Interruption queues and rules, with their tags.
+async fn queues_and_rules(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let (sqs, events) = (cx.aws.sqs(), cx.aws.events());
+    let mut found = Vec::new();
+    let beginning = place.cluster.map_or_else(|| "slipway-eks-".to_owned(), names::queue);
+    let mut pages = sqs.list_queues().queue_name_prefix(&beginning).max_results(1000).into_paginator().items().send();
+    while let Some(url) = pages.next().await {
+        let url = url.during("sqs:ListQueues")?;
+        let name = url.rsplit('/').next().unwrap_or_default();
+        let resource = Resource::new(Kind::Queue, place.arn("sqs", name), name);
+        if may_belong(place.cluster, &resource) {
+            let tags = match sqs.list_queue_tags().queue_url(&url).send().await {
+                Ok(answer) => answer.tags.unwrap_or_default(),
+                // A queue's name is listed for a while after its deletion.
+                Err(error) if code(&error).is_some_and(super::error::is_gone) => continue,
+                Err(error) => return Err(refused("sqs:ListQueueTags", &error)),
+            };
+            found.push(resource.tagged(tags.into_iter().collect()));
+        }
+    }
+    let beginning = place.cluster.map_or_else(|| "slipway-eks-".to_owned(), rule_beginning);
+    let mut token = None;
+    loop {
+        let call = events.list_rules().name_prefix(&beginning).set_next_token(token);
+        let page = call.send().await.during("events:ListRules")?;
+        for rule in page.rules() {
+            let (arn, name) = (rule.arn().unwrap_or_default(), rule.name().unwrap_or_default());
+            let resource = Resource::new(Kind::Rule, arn, name);
+            if may_belong(place.cluster, &resource) {
+                let tags = match events.list_tags_for_resource().resource_arn(arn).send().await {
+                    Ok(answer) => answer.tags.unwrap_or_default(),
+                    Err(error) if code(&error) == Some("ResourceNotFoundException") => continue,
+                    Err(error) => return Err(refused("events:ListTagsForResource", &error)),
+                };
+                found.push(resource.tagged(tags.into_iter().map(|tag| (tag.key, tag.value)).collect()));
+            }
+        }
+        token = page.next_token;
+        if token.is_none() {
+            return Ok(found);
+        }
+    }
+}
+
+/// What all rules of a cluster begin with; a long name is cut, and then only the part that is common is left.
+fn rule_beginning(cluster: &ClusterKey) -> String {
+    let (one, other) = (names::rule(cluster, "a"), names::rule(cluster, "b"));
+    one.chars().zip(other.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect()
+}
+
+/// Log groups and stacks by name, and what bears a tag and is of no type above.
+async fn others(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let mut found = Vec::new();
+    let beginning = place.cluster.map_or_else(|| "/aws/eks/".to_owned(), |c| format!("/aws/eks/{}/cluster", c.name));
+    for group in logs::log_groups(cx, &beginning).await? {
+        let arn = group.arn.trim_end_matches(":*");
+        let made_at = group.creation_time.map(|millis| millis / 1000);
+        found.push(Resource::new(Kind::LogGroup, arn, group.log_group_name).made_at(made_at));
+    }
+    found.extend(stacks(cx, place).await?);
+    found.extend(tagged(cx, place).await?);
+    Ok(found)
+}
+
+async fn stacks(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let call = cx.aws.cloudformation().describe_stacks().set_stack_name(place.cluster.map(names::stack));
+    let mut pages = call.into_paginator().items().send();
+    let mut found = Vec::new();
+    while let Some(stack) = pages.next().await {
+        let stack = match stack {
+            Ok(stack) => stack,
+            // ValidationError, "Stack with id … does not exist": that is how CloudFormation says it.
+            Err(error) if super::error::message(&error).is_some_and(|words| words.contains("does not exist")) => break,
+            Err(error) => return Err(refused("cloudformation:DescribeStacks", &error)),
+        };
+        let state = stack.stack_status().map_or("", |status| status.as_str());
+        if state == "DELETE_COMPLETE" {
+            continue;
+        }
+        let tags = stack.tags().iter().map(|tag| (text(tag.key()), text(tag.value()))).collect();
+        found.push(
+            Resource::new(Kind::Stack, text(stack.stack_id()), text(stack.stack_name()))
+                .tagged(tags)
+                .in_state(state)
+                .made_at(stack.creation_time().map(DateTime::secs)),
+        );
+    }
+    Ok(found)
+}
+
+/// What the Resource Groups Tagging API knows and nobody above lists. It also remembers what is gone, so it is not asked
+/// about types that are listed from their service.
+async fn tagged(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let filters: Vec<TagFilter> = match place.cluster {
+        Some(cluster) => ownership::keys(cluster)
+            .into_iter()
+            .map(|key| {
+                let value = if key == ownership::kubernetes_tag(cluster) { "owned" } else { cluster.name.as_str() };
+                TagFilter::builder().key(key).values(value).build()
+            })
+            .collect(),
+        None => ownership::NAME_TAGS.iter().map(|key| TagFilter::builder().key(*key).build()).collect(),
+    };
+    let mut found: BTreeMap<String, Resource> = BTreeMap::new();
+    for filter in filters {
+        let mut pages = cx.aws.tagging().get_resources().tag_filters(filter).into_paginator().items().send();
+        while let Some(mapping) = pages.next().await {
+            let mapping = mapping.during("tag:GetResources")?;
+            let arn = mapping.resource_arn().unwrap_or_default();
+            let tags = mapping.tags().iter().map(|tag| (tag.key().to_owned(), tag.value().to_owned())).collect();
+            if let Some((kind, name)) = kind_of(arn) {
+                found.insert(arn.to_owned(), Resource::new(kind, arn, name).tagged(tags));
+            }
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+/// Kind and name of what only the tagging API tells; none for types that are listed from their service, and for EC2's
+/// requests, which cost nothing and end with their instances.
+fn kind_of(arn: &str) -> Option<(Kind, &str)> {
+    let mut parts = arn.splitn(6, ':').skip(2);
+    let (service, rest) = (parts.next()?, parts.nth(2)?);
+    let (what, name) = rest.split_once(['/', ':']).unwrap_or(("", rest));
+    match (service, what) {
+        ("ec2", "subnet" | "route-table" | "internet-gateway" | "network-acl" | "vpc-flow-log") => {
+            Some((Kind::Vpc, name))
+        }
+        (
+            "ec2",
+            "instance"
+            | "volume"
+            | "launch-template"
+            | "network-interface"
+            | "security-group"
+            | "natgateway"
+            | "elastic-ip"
+            | "vpc"
+            | "vpc-endpoint"
+            | "security-group-rule"
+            | "fleet"
+            | "spot-instances-request",
+        )
+        | ("elasticloadbalancing" | "eks" | "iam" | "logs" | "cloudformation", _) => None,
+        ("sqs", _) => Some((Kind::Queue, name)),
+        ("events", "rule") => Some((Kind::Rule, name)),
+        _ => Some((Kind::Other, rest)),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tagging_api_adds_only_what_no_service_lists() {
+        let kind = |rest: &str| kind_of(&format!("arn:aws:{rest}"));
+        assert_eq!(kind("ec2:eu-west-1:1:instance/i-1"), None);
+        assert_eq!(kind("eks:eu-west-1:1:cluster/demo"), None);
+        assert_eq!(kind("ec2:eu-west-1:1:fleet/fleet-1"), None);
+        assert_eq!(kind("ec2:eu-west-1:1:subnet/subnet-1"), Some((Kind::Vpc, "subnet-1")));
+        assert_eq!(kind("ec2:eu-west-1:1:snapshot/snap-1"), Some((Kind::Other, "snapshot/snap-1")));
+        assert_eq!(kind("sqs:eu-west-1:1:Karpenter-demo"), Some((Kind::Queue, "Karpenter-demo")));
+        assert_eq!(kind("s3:::bucket"), Some((Kind::Other, "bucket")));
+    }
+
+    #[test]
+    fn an_interface_says_which_load_balancer_it_is_of() {
+        assert_eq!(balancer_of("ELB net/a0f1e/5dbd4f44c6b9b69d"), Some("a0f1e"));
+        assert_eq!(balancer_of("ELB a0f1e"), Some("a0f1e"));
+        assert_eq!(balancer_of("Amazon EKS demo"), None);
+    }
+
+    #[test]
+    fn a_clusters_rules_are_listed_by_what_they_have_in_common() {
+        let key = |name: &str| ClusterKey { account: "1".into(), region: "eu-west-1".into(), name: name.into() };
+        assert_eq!(rule_beginning(&key("demo")), "slipway-eks-demo.");
+        let long = key(&"x".repeat(90));
+        assert!(names::rule(&long, "health").starts_with(&rule_beginning(&long)));
+    }
+}
