@@ -1,8 +1,10 @@
 //! AWS's APIs: one configuration, a client a service, made when first asked for.
 
 pub mod documents;
+pub mod ec2;
 pub mod error;
 pub mod iam;
+pub mod interfaces;
 pub mod pod_identity;
 pub mod tags;
 
