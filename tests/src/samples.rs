@@ -1,4 +1,5 @@
-//! What each step would answer for `examples/innovate-dev.json`: the data of simulated runs and of the sample events.
+//! What each machine is started with, and what each step would answer, for `examples/innovate-dev.json`: the data of
+//! simulated runs and of the sample events.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use crate::repository;
 
-/// The kebab-case name of the step that a task of the provision machine calls.
+/// The kebab-case name of the step that a task calls.
 #[must_use]
 pub fn step_of(invocation: &Invocation<'_>) -> String {
     let arn = invocation.arguments["FunctionName"].as_str().unwrap_or_default();
@@ -29,6 +30,17 @@ pub fn kebab(name: &str) -> String {
         kebab.push(c.to_ascii_lowercase());
     }
     kebab
+}
+
+/// What a machine is started with.
+///
+/// # Errors
+/// When the example cannot be read.
+pub fn request(machine: &str) -> anyhow::Result<Value> {
+    match machine {
+        "teardown" => Ok(json!({ "name": "innovate-dev", "network": "delete", "workloads": "delete" })),
+        _ => repository::read_json("examples/innovate-dev.json"),
+    }
 }
 
 /// What a step answers when all is well.
@@ -111,6 +123,34 @@ pub fn answer(step: &str, payload: &Value) -> Value {
                 "instanceType": "t4g.small", "capacityType": "spot", "zone": "eu-west-1a",
             }],
         })),
+        "open-teardown" => json!({
+            "run": { "id": "01KAPQ3J5Z8Q6T4W2R0N9M7K5J", "fence": 2 },
+            "cluster": { "account": "111122223333", "region": "eu-west-1", "name": "innovate-dev" },
+            "spec": completed(&json!({ "name": "innovate-dev" })),
+            "options": slipway_statemachine::teardown::Teardown::parse(&payload["request"]).map(|asked| asked.options).ok(),
+            "found": {
+                "detail": "ACTIVE",
+                "endpoint": {
+                    "url": "https://0123456789ABCDEF0123456789ABCDEF.gr7.eu-west-1.eks.amazonaws.com",
+                    "certificateAuthority": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCi0tLS0tRU5EIENFUlRJRklDQVRFLS0tLS0K",
+                },
+            },
+        }),
+        "release-workloads" | "drain-capacity" | "uninstall-karpenter" | "delete-addons" | "delete-node-groups"
+        | "terminate-instances" | "delete-cluster" | "delete-network" => done(json!({})),
+        "delete-queue" => json!({
+            "queues": ["https://sqs.eu-west-1.amazonaws.com/111122223333/slipway-eks-innovate-dev"],
+            "rules": ["slipway-eks-innovate-dev.rebalance"],
+        }),
+        "delete-identity" => json!({
+            "instanceProfiles": [],
+            "roles": ["slipway-eks-innovate-dev-eu-west-1-core"],
+            "policies": ["arn:aws:iam::111122223333:policy/slipway-eks-innovate-dev-eu-west-1-interruption"],
+            "providers": [],
+        }),
+        "delete-remnants" => done(json!({
+            "launchTemplates": [], "networkInterfaces": [], "volumes": [], "securityGroups": ["sg-0a1b2c3d4e5f60718"],
+        })),
         "close-run" => json!({ "outcome": payload["outcome"] }),
         _ => Value::Null,
     }
@@ -137,16 +177,27 @@ fn completed(raw: &Value) -> Value {
     json!(spec)
 }
 
-/// One sample event a step: its payload in a run of the example in which one pod had to be healed.
+/// One sample event a step: its payload in a run of the example in which one pod had to be healed; of a step that
+/// several machines call, in the first of them.
 ///
 /// # Errors
-/// When the machine's definition or the example cannot be read, or the run does not end.
+/// When a machine's definition or the example cannot be read, or a run does not end.
 pub fn events() -> anyhow::Result<BTreeMap<String, Value>> {
-    let machine = StateMachine::parse(&repository::provision()?).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
-    let spec = repository::read_json("examples/innovate-dev.json")?;
+    let mut events = BTreeMap::new();
+    for machine in repository::machines()? {
+        for (step, payload) in events_of(&machine)? {
+            events.entry(step).or_insert(payload);
+        }
+    }
+    Ok(events)
+}
+
+fn events_of(machine: &str) -> anyhow::Result<BTreeMap<String, Value>> {
+    let definition = repository::definition(machine)?;
+    let definition = StateMachine::parse(&definition).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
     let seen = Arc::new(Mutex::new(BTreeMap::new()));
     let recorded = Arc::clone(&seen);
-    let run = simulate(&Arc::new(machine), &spec, 1, move |invocation| {
+    let run = simulate(&Arc::new(definition), &request(machine)?, 1, move |invocation| {
         let step = step_of(invocation);
         let payload = &invocation.arguments["Payload"];
         let mut events = recorded.lock().unwrap_or_else(PoisonError::into_inner);
