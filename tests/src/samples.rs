@@ -136,8 +136,14 @@ pub fn answer(step: &str, payload: &Value) -> Value {
                 },
             },
         }),
-        "release-workloads" | "drain-capacity" | "uninstall-karpenter" | "delete-addons" | "delete-node-groups"
-        | "terminate-instances" | "delete-cluster" | "delete-network" => done(json!({})),
+        "release-workloads"
+        | "drain-capacity"
+        | "uninstall-karpenter"
+        | "delete-addons"
+        | "delete-node-groups"
+        | "terminate-instances"
+        | "delete-cluster"
+        | "delete-network" => done(json!({})),
         "delete-queue" => json!({
             "queues": ["https://sqs.eu-west-1.amazonaws.com/111122223333/slipway-eks-innovate-dev"],
             "rules": ["slipway-eks-innovate-dev.rebalance"],
