@@ -123,6 +123,27 @@ pub fn answer(step: &str, payload: &Value) -> Value {
                 "instanceType": "t4g.small", "capacityType": "spot", "zone": "eu-west-1a",
             }],
         })),
+        "close-run" => json!({ "outcome": payload["outcome"] }),
+        _ => of_teardown(step, payload),
+    }
+}
+
+/// What check-karpenter answers of a Karpenter whose identity AWS does not believe yet.
+#[must_use]
+pub fn race(words: &str) -> Value {
+    let pod = json!({
+        "name": "karpenter-6c9d8f7b5-x2x4z", "uid": "5a6b7c8d-0000-4000-8000-000000000001", "reason": "exit 1",
+    });
+    json!({
+        "health": "Healable", "diagnosis": "IdentityRace", "retryAfterSeconds": 5, "detail": words, "failingPods": [pod],
+        "suspect": null, "error": "IdentityNotBelieved", "cause": words,
+    })
+}
+
+/// What a step of the teardown answers when all is well.
+fn of_teardown(step: &str, payload: &Value) -> Value {
+    let done = |output: Value| json!({ "done": true, "output": output });
+    match step {
         "open-teardown" => json!({
             "run": { "id": "01KAPQ3J5Z8Q6T4W2R0N9M7K5J", "fence": 2 },
             "cluster": { "account": "111122223333", "region": "eu-west-1", "name": "innovate-dev" },
@@ -157,21 +178,8 @@ pub fn answer(step: &str, payload: &Value) -> Value {
         "delete-remnants" => done(json!({
             "launchTemplates": [], "networkInterfaces": [], "volumes": [], "securityGroups": ["sg-0a1b2c3d4e5f60718"],
         })),
-        "close-run" => json!({ "outcome": payload["outcome"] }),
         _ => Value::Null,
     }
-}
-
-/// What check-karpenter answers of a Karpenter whose identity AWS does not believe yet.
-#[must_use]
-pub fn race(words: &str) -> Value {
-    let pod = json!({
-        "name": "karpenter-6c9d8f7b5-x2x4z", "uid": "5a6b7c8d-0000-4000-8000-000000000001", "reason": "exit 1",
-    });
-    json!({
-        "health": "Healable", "diagnosis": "IdentityRace", "retryAfterSeconds": 5, "detail": words, "failingPods": [pod],
-        "suspect": null, "error": "IdentityNotBelieved", "cause": words,
-    })
 }
 
 /// As open-run completes a spec.

@@ -141,20 +141,20 @@ fn a_step_that_is_never_done_ends_in_a_named_failure() {
 }
 
 fn never_done(machine: &Machine, step: &str) {
-        let stuck_step = step.to_owned();
-        let (simulated, calls) = run(machine, 3, move |name, payload, _| {
-            if name != stuck_step {
-                return Ok(samples::answer(name, payload));
-            }
-            let mut stuck = samples::race("not yet");
-            (stuck["health"], stuck["retryAfterSeconds"]) = (json!("Progressing"), json!(30));
-            Ok(if stuck_step == "check-karpenter" { stuck } else { waiting(30) })
-        });
-        let failed = simulated.result.unwrap_err();
-        assert!(ErrorName::ALL.iter().any(|name| name.as_str() == failed.error), "{step}: {failed}");
-        assert!(failed.cause.contains("not yet") && failed.cause.contains("same input"), "{step}: {}", failed.cause);
-        assert_eq!(calls.last().unwrap().1["outcome"], "Failed", "{step}");
-        assert!(simulated.duration < Duration::from_secs(10_000), "{step}: {:?}", simulated.duration);
+    let stuck_step = step.to_owned();
+    let (simulated, calls) = run(machine, 3, move |name, payload, _| {
+        if name != stuck_step {
+            return Ok(samples::answer(name, payload));
+        }
+        let mut stuck = samples::race("not yet");
+        (stuck["health"], stuck["retryAfterSeconds"]) = (json!("Progressing"), json!(30));
+        Ok(if stuck_step == "check-karpenter" { stuck } else { waiting(30) })
+    });
+    let failed = simulated.result.unwrap_err();
+    assert!(ErrorName::ALL.iter().any(|name| name.as_str() == failed.error), "{step}: {failed}");
+    assert!(failed.cause.contains("not yet") && failed.cause.contains("same input"), "{step}: {}", failed.cause);
+    assert_eq!(calls.last().unwrap().1["outcome"], "Failed", "{step}");
+    assert!(simulated.duration < Duration::from_secs(10_000), "{step}: {:?}", simulated.duration);
 }
 
 #[test]
