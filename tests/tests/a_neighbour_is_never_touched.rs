@@ -83,7 +83,7 @@ async fn identities(deployed: &Deployed, cluster: &ClusterKey) {
 }
 
 fn hex(name: &str) -> String {
-    name.bytes().map(|byte| format!("{byte:02X}")).collect()
+    name.bytes().fold(String::new(), |hex, byte| hex + &format!("{byte:02X}"))
 }
 
 async fn interruptions(deployed: &Deployed, cluster: &ClusterKey) {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use aws_sdk_ec2::types::{IpPermission, SecurityGroup};
+use aws_sdk_ec2::types::{IpPermission, SecurityGroup, VolumeState};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use slipway_statemachine::{ClusterKey, ErrorName, Progress, Run, Step, StepError, names::DISCOVERY_TAG};
@@ -155,13 +155,12 @@ async fn delete_interfaces(cx: &Context, input: &Input) -> Result<Vec<String>, S
 
 async fn delete_volumes(cx: &Context, input: &Input) -> Result<Vec<String>, StepError> {
     let ec2 = cx.aws.ec2();
-    let unused = filter("status", ["available"]);
-    let call = ec2.describe_volumes().filters(cluster_filter(&input.cluster)).filters(unused);
-    let mut pages = call.into_paginator().items().send();
+    let mut pages = ec2.describe_volumes().filters(cluster_filter(&input.cluster)).into_paginator().items().send();
     let mut found = Vec::new();
     while let Some(volume) = pages.next().await {
         let volume = volume.during("ec2:DescribeVolumes")?;
-        if nodes_own(&input.cluster, &tags_of(volume.tags())) {
+        let unused = volume.state() == Some(&VolumeState::Available);
+        if unused && nodes_own(&input.cluster, &tags_of(volume.tags())) {
             found.extend(volume.volume_id);
         }
     }
