@@ -157,7 +157,7 @@ impl Demo<'_> {
     /// Takes the cluster and its network away again. The workload is in the way of nothing: it holds nothing in AWS.
     async fn take_away(&self, machine: &str, speed: f64, out: &mut impl Write) -> anyhow::Result<()> {
         let request = self.home.join("teardown.json");
-        let wanted = serde_json::json!({ "name": self.name, "network": "delete", "drainSeconds": 60 });
+        let wanted = serde_json::json!({ "name": self.name, "network": "delete" });
         std::fs::write(&request, wanted.to_string())?;
         writeln!(out, "\nAnd away with it:\n")?;
         let took = self.execute(machine, &request, speed).await?;
