@@ -1,4 +1,4 @@
-//! `make demo`: the local cloud, one provision from one event, and the cluster as kubectl sees it.
+//! `make demo`: the local cloud, one provision from one event, the cluster as kubectl sees it, and its teardown.
 
 use std::{
     collections::BTreeMap,
@@ -120,19 +120,8 @@ impl Demo<'_> {
     async fn show(&mut self, options: &DemoOptions, out: &mut impl Write) -> anyhow::Result<()> {
         let region = self.env.get("AWS_REGION").context("the cloud's environment names no AWS_REGION")?.clone();
         let account = self.env.get("SLIPWAY_ACCOUNT").context("the cloud's environment names no account")?.clone();
-        let machine = format!("arn:aws:states:{region}:{account}:stateMachine:slipway-provision");
-        let started = Instant::now();
-        let slipway = std::env::current_exe()?.with_file_name("slipway");
-        let status = self
-            .command(&slipway)
-            .args(["run", &machine, "--speed", &options.speed.to_string(), "--spec"])
-            .arg(&options.spec)
-            .status()
-            .await?;
-        if !status.success() {
-            bail!("the provision failed; its cause is above");
-        }
-        let provisioned = started.elapsed();
+        let machine = |name: &str| format!("arn:aws:states:{region}:{account}:stateMachine:slipway-{name}");
+        let provisioned = self.execute(&machine("provision"), &options.spec, options.speed).await?;
 
         let kubeconfig = self.home.join("kubeconfig");
         let aws = self.cache.join("tools/bin/aws");
@@ -159,7 +148,33 @@ impl Demo<'_> {
             self.name,
             kc = kubeconfig.display(),
         )?;
+        if !options.keep {
+            self.take_away(&machine("teardown"), options.speed, out).await?;
+        }
         Ok(())
+    }
+
+    /// Takes the cluster and its network away again. The workload is in the way of nothing: it holds nothing in AWS.
+    async fn take_away(&self, machine: &str, speed: f64, out: &mut impl Write) -> anyhow::Result<()> {
+        let request = self.home.join("teardown.json");
+        let wanted = serde_json::json!({ "name": self.name, "network": "delete" });
+        std::fs::write(&request, wanted.to_string())?;
+        writeln!(out, "\nAnd away with it:\n")?;
+        let took = self.execute(machine, &request, speed).await?;
+        writeln!(out, "\nTaken away in {:.0} s; nothing of {} is left.", took.as_secs_f64(), self.name)?;
+        Ok(())
+    }
+
+    /// Runs a machine with the input of a file, its progress before the person's eyes; answers how long it took.
+    async fn execute(&self, machine: &str, input: &Path, speed: f64) -> anyhow::Result<Duration> {
+        let started = Instant::now();
+        let slipway = std::env::current_exe()?.with_file_name("slipway");
+        let mut command = self.command(&slipway);
+        command.args(["run", machine, "--speed", &speed.to_string(), "--spec"]).arg(input);
+        if !command.status().await?.success() {
+            bail!("the run of {machine} failed; its cause is above");
+        }
+        Ok(started.elapsed())
     }
 
     /// A program with the cloud's environment, which ends with the demo.

@@ -1,5 +1,6 @@
 //! What the tests share: the repository's files, a machine's worth of sample data, and a cloud with our control plane.
 
+pub mod account;
 pub mod cloud;
 pub mod generated;
 pub mod heard;

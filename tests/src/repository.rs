@@ -28,19 +28,22 @@ pub fn read_json(path: &str) -> anyhow::Result<Value> {
     serde_json::from_str(&read(path)?).with_context(|| format!("{path} is not JSON"))
 }
 
-/// The machines of the template, as their files and executions call them.
-pub const MACHINES: [&str; 3] = ["provision", "audit", "sweep"];
-
-/// The provision machine's definition, see [`definition`].
+/// The machines, by the names of their files: `provision`, …
 ///
 /// # Errors
-/// When the definition cannot be read.
-pub fn provision() -> anyhow::Result<String> {
-    definition("provision")
+/// When the folder cannot be read.
+pub fn machines() -> anyhow::Result<Vec<String>> {
+    let mut machines = Vec::new();
+    for entry in std::fs::read_dir(root().join("statemachine")).context("cannot read statemachine/")? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        machines.extend(name.strip_suffix(".asl.json").map(str::to_owned));
+    }
+    machines.sort();
+    Ok(machines)
 }
 
-/// A machine's definition as CloudFormation would deploy it: every `${Name}` replaced by an ARN whose function is called
-/// `Name`.
+/// A machine's definition as CloudFormation would deploy it: every `${Name}` replaced by an ARN whose function is
+/// called `Name`.
 ///
 /// # Errors
 /// When the definition cannot be read.

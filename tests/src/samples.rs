@@ -1,4 +1,5 @@
-//! What each step would answer for `examples/innovate-dev.json`: the data of simulated runs and of the sample events.
+//! What each machine is started with, and what each step would answer, for `examples/innovate-dev.json`: the data of
+//! simulated runs and of the sample events.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use crate::repository;
 
-/// The kebab-case name of the step that a task of the provision machine calls.
+/// The kebab-case name of the step that a task calls.
 #[must_use]
 pub fn step_of(invocation: &Invocation<'_>) -> String {
     let arn = invocation.arguments["FunctionName"].as_str().unwrap_or_default();
@@ -29,6 +30,18 @@ pub fn kebab(name: &str) -> String {
         kebab.push(c.to_ascii_lowercase());
     }
     kebab
+}
+
+/// What a machine is started with.
+///
+/// # Errors
+/// When the example cannot be read.
+pub fn request(machine: &str) -> anyhow::Result<Value> {
+    match machine {
+        "teardown" => Ok(json!({ "name": "innovate-dev", "network": "delete", "workloads": "delete" })),
+        "audit" | "sweep" => Ok(json!({ "name": "innovate-dev" })),
+        _ => repository::read_json("examples/innovate-dev.json"),
+    }
 }
 
 /// What a step answers when all is well.
@@ -114,7 +127,7 @@ pub fn answer(step: &str, payload: &Value) -> Value {
         "audit" => json!({ "findings": [finding()], "total": 1, "monthlyCostUsd": 0.7, "unpriced": 0 }),
         "sweep" => done(json!({ "dryRun": true, "plan": [finding()], "skipped": [] })),
         "close-run" => json!({ "outcome": payload["outcome"] }),
-        _ => Value::Null,
+        _ => of_teardown(step, payload),
     }
 }
 
@@ -128,6 +141,48 @@ pub fn race(words: &str) -> Value {
         "health": "Healable", "diagnosis": "IdentityRace", "retryAfterSeconds": 5, "detail": words, "failingPods": [pod],
         "suspect": null, "error": "IdentityNotBelieved", "cause": words,
     })
+}
+
+/// What a step of the teardown answers when all is well.
+fn of_teardown(step: &str, payload: &Value) -> Value {
+    let done = |output: Value| json!({ "done": true, "output": output });
+    match step {
+        "open-teardown" => json!({
+            "run": { "id": "01KAPQ3J5Z8Q6T4W2R0N9M7K5J", "fence": 2 },
+            "cluster": { "account": "111122223333", "region": "eu-west-1", "name": "innovate-dev" },
+            "spec": completed(&json!({ "name": "innovate-dev" })),
+            "options": slipway_statemachine::teardown::Teardown::parse(&payload["request"]).map(|asked| asked.options).ok(),
+            "found": {
+                "detail": "ACTIVE",
+                "endpoint": {
+                    "url": "https://0123456789ABCDEF0123456789ABCDEF.gr7.eu-west-1.eks.amazonaws.com",
+                    "certificateAuthority": "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0tCi0tLS0tRU5EIENFUlRJRklDQVRFLS0tLS0K",
+                },
+            },
+        }),
+        "release-workloads"
+        | "drain-capacity"
+        | "uninstall-karpenter"
+        | "delete-addons"
+        | "delete-node-groups"
+        | "terminate-instances"
+        | "delete-cluster"
+        | "delete-network" => done(json!({})),
+        "delete-queue" => json!({
+            "queues": ["https://sqs.eu-west-1.amazonaws.com/111122223333/slipway-eks-innovate-dev"],
+            "rules": ["slipway-eks-innovate-dev.rebalance"],
+        }),
+        "delete-identity" => json!({
+            "instanceProfiles": [],
+            "roles": ["slipway-eks-innovate-dev-eu-west-1-core"],
+            "policies": ["arn:aws:iam::111122223333:policy/slipway-eks-innovate-dev-eu-west-1-interruption"],
+            "providers": [],
+        }),
+        "delete-remnants" => done(json!({
+            "launchTemplates": [], "networkInterfaces": [], "volumes": [], "securityGroups": ["sg-0a1b2c3d4e5f60718"],
+        })),
+        _ => Value::Null,
+    }
 }
 
 fn finding() -> Value {
@@ -148,35 +203,36 @@ fn completed(raw: &Value) -> Value {
     json!(spec)
 }
 
-/// One sample event a step: its payload in a run of its machine; provision's is of the example, and a pod had to be
-/// healed in it.
+/// One sample event a step: its payload in a run of the example in which one pod had to be healed; of a step that
+/// several machines call, in the first of them.
 ///
 /// # Errors
 /// When a machine's definition or the example cannot be read, or a run does not end.
 pub fn events() -> anyhow::Result<BTreeMap<String, Value>> {
-    let seen = Arc::new(Mutex::new(BTreeMap::new()));
-    for machine in repository::MACHINES {
-        let definition = StateMachine::parse(&repository::definition(machine)?)
-            .map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
-        let input = match machine {
-            "provision" => repository::read_json("examples/innovate-dev.json")?,
-            _ => json!({ "name": "innovate-dev" }),
-        };
-        let recorded = Arc::clone(&seen);
-        let run = simulate(&Arc::new(definition), &input, 1, move |invocation| {
-            let step = step_of(invocation);
-            let payload = &invocation.arguments["Payload"];
-            let mut events = recorded.lock().unwrap_or_else(PoisonError::into_inner);
-            let first = events.insert(step.clone(), payload.clone()).is_none();
-            let answer = if step == "check-karpenter" && first {
-                race("1 of 2 replicas are ready")
-            } else {
-                answer(&step, payload)
-            };
-            Answer { after: Duration::from_secs(1), result: Ok(json!({ "ExecutedVersion": "1", "Payload": answer })) }
-        })?;
-        run.result?;
+    let mut events = BTreeMap::new();
+    for machine in repository::machines()? {
+        for (step, payload) in events_of(&machine)? {
+            events.entry(step).or_insert(payload);
+        }
     }
+    Ok(events)
+}
+
+fn events_of(machine: &str) -> anyhow::Result<BTreeMap<String, Value>> {
+    let definition = repository::definition(machine)?;
+    let definition = StateMachine::parse(&definition).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
+    let seen = Arc::new(Mutex::new(BTreeMap::new()));
+    let recorded = Arc::clone(&seen);
+    let run = simulate(&Arc::new(definition), &request(machine)?, 1, move |invocation| {
+        let step = step_of(invocation);
+        let payload = &invocation.arguments["Payload"];
+        let mut events = recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = events.insert(step.clone(), payload.clone()).is_none();
+        let answer =
+            if step == "check-karpenter" && first { race("1 of 2 replicas are ready") } else { answer(&step, payload) };
+        Answer { after: Duration::from_secs(1), result: Ok(json!({ "ExecutedVersion": "1", "Payload": answer })) }
+    })?;
+    run.result?;
     let events = seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
     Ok(events)
 }

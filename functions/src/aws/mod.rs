@@ -1,9 +1,11 @@
 //! AWS's APIs: one configuration, a client a service, made when first asked for.
 
 pub mod documents;
+pub mod ec2;
 pub mod error;
 pub mod health;
 pub mod iam;
+pub mod interfaces;
 pub mod inventory;
 pub mod logs;
 pub mod networks;

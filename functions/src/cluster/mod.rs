@@ -217,6 +217,19 @@ impl Cluster {
         }
     }
 
+    /// Merges a patch into an object (RFC 7386); false if it was gone.
+    ///
+    /// # Errors
+    /// What [`Self::refused`] names.
+    pub async fn merge(&self, kind: Kind<'_>, namespace: &str, name: &str, patch: &Value) -> Result<bool, StepError> {
+        let how = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        match self.api(kind, Some(namespace)).await?.patch(name, &how, &Patch::Merge(patch)).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+            Err(error) => Err(self.refused(&format!("Changing {} {name}", kind.1), &error)),
+        }
+    }
+
     /// The end of a log of a pod's container, at most 64 KiB; empty if there is none. `previous` is the log of the life
     /// before this one, `since` leaves out what is older than so many seconds.
     pub async fn log(&self, namespace: &str, pod: &str, previous: bool, since: Option<i64>) -> String {

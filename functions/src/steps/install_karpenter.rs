@@ -70,7 +70,7 @@ impl Step for InstallKarpenter {
 }
 
 /// Kinds that a version of the chart has had, so that leftovers of them are found.
-const PRUNED: [Kind<'static>; 12] = [
+pub(crate) const PRUNED: [Kind<'static>; 12] = [
     ("apps/v1", "Deployment"),
     ("policy/v1", "PodDisruptionBudget"),
     ("v1", "Service"),

@@ -52,6 +52,14 @@ pub mod bind_identity;
 pub mod check_karpenter;
 pub mod close_run;
 pub mod create_cluster;
+pub mod delete_addons;
+pub mod delete_cluster;
+pub mod delete_identity;
+pub mod delete_network;
+pub mod delete_node_groups;
+pub mod delete_queue;
+pub mod delete_remnants;
+pub mod drain_capacity;
 pub mod ensure_addons;
 pub mod ensure_cluster_roles;
 pub mod ensure_interruption_queue;
@@ -60,9 +68,13 @@ pub mod ensure_node_group;
 pub mod heal_karpenter;
 pub mod install_karpenter;
 pub mod open_run;
+pub mod open_teardown;
 pub mod preflight;
 pub mod probe_identity;
+pub mod release_workloads;
 pub mod sweep;
+pub mod terminate_instances;
+pub mod uninstall_karpenter;
 pub mod verify_capacity;
 pub mod wait_oidc;
 
@@ -84,6 +96,18 @@ steps! {
     heal_karpenter::HealKarpenter,
     apply_node_pools::ApplyNodePools,
     verify_capacity::VerifyCapacity,
+    open_teardown::OpenTeardown,
+    release_workloads::ReleaseWorkloads,
+    drain_capacity::DrainCapacity,
+    uninstall_karpenter::UninstallKarpenter,
+    delete_addons::DeleteAddons,
+    delete_node_groups::DeleteNodeGroups,
+    delete_queue::DeleteQueue,
+    terminate_instances::TerminateInstances,
+    delete_cluster::DeleteCluster,
+    delete_identity::DeleteIdentity,
+    delete_remnants::DeleteRemnants,
+    delete_network::DeleteNetwork,
     close_run::CloseRun,
     audit::Audit,
     sweep::Sweep,

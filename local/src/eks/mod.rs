@@ -185,6 +185,7 @@ impl Eks {
             "CreateNodegroup" => self.create_nodegroup(&request).await,
             "DescribeNodegroup" => self.describe_nodegroup(&request),
             "ListNodegroups" => self.list_nodegroups(&request),
+            "ListFargateProfiles" => self.list_fargate_profiles(&request),
             "UpdateNodegroupConfig" => self.update_nodegroup_config(&request),
             "DeleteNodegroup" => self.delete_nodegroup(&request),
             "ListFargateProfiles" => self.list_fargate_profiles(&request),

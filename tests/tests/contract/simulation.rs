@@ -1,6 +1,6 @@
-//! Thousands of runs of the real machine on virtual time, with sample answers and thrown-in failures.
+//! Thousands of runs of the real machines on virtual time, with sample answers and thrown-in failures.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,12 +15,24 @@ use slipway_tests::{repository, samples};
 /// What was called: step, outcome of its call.
 type Calls = Arc<Mutex<Vec<(String, Value, bool)>>>;
 
-fn machine() -> Arc<StateMachine> {
-    Arc::new(StateMachine::parse(&repository::provision().unwrap()).unwrap())
+/// A machine, and what it is started with.
+struct Machine {
+    name: String,
+    definition: Arc<StateMachine>,
+    request: Value,
 }
 
-fn example() -> Value {
-    repository::read_json("examples/innovate-dev.json").unwrap()
+fn named(name: &str) -> Machine {
+    let definition = StateMachine::parse(&repository::definition(name).unwrap()).unwrap();
+    Machine { name: name.to_owned(), definition: Arc::new(definition), request: samples::request(name).unwrap() }
+}
+
+fn machine() -> Machine {
+    named("provision")
+}
+
+fn machines() -> Vec<Machine> {
+    repository::machines().unwrap().iter().map(|name| named(name)).collect()
 }
 
 /// The steps that the provision machine calls.
@@ -38,13 +50,13 @@ fn failure(name: &str, message: &str) -> TaskError {
 
 /// Runs the machine with an answer, or a failure, for every call of a step.
 fn run(
-    machine: &Arc<StateMachine>,
+    machine: &Machine,
     seed: u64,
     mut step: impl FnMut(&str, &Value, &Invocation<'_>) -> Result<Value, TaskError> + Send + 'static,
 ) -> (Simulated, Vec<(String, Value, bool)>) {
     let calls: Calls = Arc::default();
     let record = Arc::clone(&calls);
-    let simulated = simulate(machine, &example(), seed, move |invocation| {
+    let simulated = simulate(&machine.definition, &machine.request, seed, move |invocation| {
         let name = samples::step_of(invocation);
         let payload = invocation.arguments["Payload"].clone();
         let result = step(&name, &payload, invocation);
@@ -87,15 +99,28 @@ fn a_run_without_trouble_succeeds_with_useful_outputs_and_few_transitions() {
 
 #[test]
 fn every_payload_and_every_answer_fits_its_schema() {
-    let schemas: BTreeMap<&str, (jsonschema::Validator, jsonschema::Validator)> = steps::ALL
+    let schemas: BTreeMap<_, _> = steps::ALL
         .iter()
         .map(|step| {
             let validator = |schema: Value| jsonschema::validator_for(&schema).unwrap();
             (step.name, (validator((step.input)().to_value()), validator((step.output)().to_value())))
         })
         .collect();
+    let schemas: Schemas = Arc::new(schemas);
+    let mut called = BTreeSet::new();
+    for machine in machines() {
+        called.extend(every_payload_fits(&machine, Arc::clone(&schemas)));
+    }
+    for step in steps::ALL {
+        assert!(called.contains(step.name), "{} was not called", step.name);
+    }
+}
+
+type Schemas = Arc<BTreeMap<&'static str, (jsonschema::Validator, jsonschema::Validator)>>;
+
+fn every_payload_fits(machine: &Machine, schemas: Schemas) -> BTreeSet<String> {
     let mut unhealthy = true;
-    let (simulated, calls) = run(&machine(), 7, move |step, payload, _| {
+    let (simulated, calls) = run(machine, 7, move |step, payload, _| {
         let mut answer = samples::answer(step, payload);
         if step == "check-karpenter" && std::mem::take(&mut unhealthy) {
             answer = samples::race("x");
@@ -109,29 +134,36 @@ fn every_payload_and_every_answer_fits_its_schema() {
         Ok(answer)
     });
     simulated.result.unwrap();
-    for step in provision_steps() {
-        assert!(calls.iter().any(|(name, ..)| name == step), "{step} was not called");
-    }
+    calls.into_iter().map(|(name, ..)| name).collect()
 }
 
 #[test]
 fn a_step_that_is_never_done_ends_in_a_named_failure() {
-    let machine = machine();
-    for step in provision_steps().into_iter().filter(|step| waits(step) || *step == "check-karpenter") {
-        let (simulated, calls) = run(&machine, 3, move |name, payload, _| {
-            if name != step {
-                return Ok(samples::answer(name, payload));
-            }
-            let mut stuck = samples::race("not yet");
-            (stuck["health"], stuck["retryAfterSeconds"]) = (json!("Progressing"), json!(30));
-            Ok(if step == "check-karpenter" { stuck } else { waiting(30) })
-        });
-        let failed = simulated.result.unwrap_err();
-        assert!(ErrorName::ALL.iter().any(|name| name.as_str() == failed.error), "{step}: {failed}");
-        assert!(failed.cause.contains("not yet") && failed.cause.contains("same input"), "{step}: {}", failed.cause);
-        assert_eq!(calls.last().unwrap().1["outcome"], "Failed", "{step}");
-        assert!(simulated.duration < Duration::from_secs(10_000), "{step}: {:?}", simulated.duration);
+    for machine in machines() {
+        let (_, calls) = run(&machine, 3, |step, payload, _| Ok(samples::answer(step, payload)));
+        let polled = |step: &String| waits(step) || step == "check-karpenter";
+        let waiting: BTreeSet<String> = calls.into_iter().map(|(step, ..)| step).filter(polled).collect();
+        for step in waiting {
+            never_done(&machine, &step);
+        }
     }
+}
+
+fn never_done(machine: &Machine, step: &str) {
+    let stuck_step = step.to_owned();
+    let (simulated, calls) = run(machine, 3, move |name, payload, _| {
+        if name != stuck_step {
+            return Ok(samples::answer(name, payload));
+        }
+        let mut stuck = samples::race("not yet");
+        (stuck["health"], stuck["retryAfterSeconds"]) = (json!("Progressing"), json!(30));
+        Ok(if stuck_step == "check-karpenter" { stuck } else { waiting(30) })
+    });
+    let failed = simulated.result.unwrap_err();
+    assert!(ErrorName::ALL.iter().any(|name| name.as_str() == failed.error), "{step}: {failed}");
+    assert!(failed.cause.contains("not yet") && failed.cause.contains("same input"), "{step}: {}", failed.cause);
+    assert_eq!(calls.last().unwrap().1["outcome"], "Failed", "{step}");
+    assert!(simulated.duration < Duration::from_secs(10_000), "{step}: {:?}", simulated.duration);
 }
 
 #[test]
@@ -240,24 +272,25 @@ fn an_identity_that_replaces_another_is_released_before_pods_are_made_and_settle
 /// Whatever happens, a run ends by itself, under a name, and closed if it was opened.
 #[test]
 fn a_thousand_troubled_runs_all_end_closed_and_named() {
-    let machine = machine();
-    let outcomes: Mutex<BTreeMap<String, usize>> = Mutex::default();
-    std::thread::scope(|scope| {
-        for half in 0..2 {
-            let (machine, outcomes) = (&machine, &outcomes);
-            scope.spawn(move || {
-                for seed in (0..1000).filter(|seed| seed % 2 == half) {
-                    *outcomes.lock().unwrap().entry(troubled(machine, seed)).or_default() += 1;
-                }
-            });
-        }
-    });
-    let outcomes = outcomes.into_inner().unwrap();
-    assert!(outcomes["Succeeded"] > 400 && outcomes.len() > 4, "{outcomes:?}");
+    for machine in machines() {
+        let outcomes: Mutex<BTreeMap<String, usize>> = Mutex::default();
+        std::thread::scope(|scope| {
+            for half in 0..2 {
+                let (machine, outcomes) = (&machine, &outcomes);
+                scope.spawn(move || {
+                    for seed in (0..1000).filter(|seed| seed % 2 == half) {
+                        *outcomes.lock().unwrap().entry(troubled(machine, seed)).or_default() += 1;
+                    }
+                });
+            }
+        });
+        let outcomes = outcomes.into_inner().unwrap();
+        assert!(outcomes["Succeeded"] > 400 && outcomes.len() > 4, "{}: {outcomes:?}", machine.name);
+    }
 }
 
 /// A run in which things go wrong at random; its error's name, or `Succeeded`.
-fn troubled(machine: &Arc<StateMachine>, seed: u64) -> String {
+fn troubled(machine: &Machine, seed: u64) -> String {
     const TRANSIENT: &[&str] = &[
         "Lambda.TooManyRequestsException",
         "Lambda.Unknown",
@@ -286,7 +319,7 @@ fn troubled(machine: &Arc<StateMachine>, seed: u64) -> String {
         }
         Ok(samples::answer(step, payload))
     });
-    let opened = calls.iter().any(|(step, _, fine)| step == "open-run" && *fine);
+    let opened = calls.iter().any(|(step, _, fine)| step.starts_with("open-") && *fine);
     let closed = calls.iter().rfind(|(step, ..)| step == "close-run").map(|(_, payload, _)| payload["outcome"].clone());
     match &simulated.result {
         Ok(output) => {
@@ -300,4 +333,61 @@ fn troubled(machine: &Arc<StateMachine>, seed: u64) -> String {
             failed.error.clone()
         }
     }
+}
+
+/// The API server of a cluster may be gone, or refuse us: what is in AWS goes all the same, and the run says so.
+#[test]
+fn a_teardown_goes_on_without_an_api_server() {
+    let kubernetes = ["release-workloads", "drain-capacity", "uninstall-karpenter"];
+    for stuck in kubernetes {
+        let (simulated, calls) = run(&named("teardown"), 5, move |step, payload, _| {
+            if step == stuck {
+                return Err(failure("ClusterUnreachable", "Reading pods did not get through to https://x."));
+            }
+            Ok(samples::answer(step, payload))
+        });
+        let output = simulated.result.unwrap();
+        let note = output["notes"][0].as_str().unwrap();
+        assert!(note.contains("skipped") && note.contains("did not get through"), "{note}");
+        assert!(calls.iter().any(|(step, ..)| step == "delete-network"), "{stuck}");
+    }
+    let (simulated, calls) = run(&named("teardown"), 5, move |step, payload, _| {
+        let mut answer = samples::answer(step, payload);
+        if step == "open-teardown" {
+            answer["found"] = json!({ "detail": "absent" });
+        }
+        Ok(answer)
+    });
+    let output = simulated.result.unwrap();
+    assert!(output["notes"][0].as_str().unwrap().contains("the control plane is absent"), "{output}");
+    assert!(calls.iter().all(|(step, ..)| !kubernetes.contains(&step.as_str())));
+}
+
+/// Whatever else happens: roles outlive the control plane that needs them, and nothing is deleted from a cluster whose
+/// workloads were refused.
+#[test]
+fn a_teardown_keeps_its_order() {
+    let (simulated, calls) = run(&named("teardown"), 5, |step, payload, _| Ok(samples::answer(step, payload)));
+    simulated.result.unwrap();
+    let at = |step: &str| calls.iter().position(|(name, ..)| name == step).unwrap_or_else(|| panic!("no {step}"));
+    for (before, after) in [
+        ("release-workloads", "drain-capacity"),
+        ("drain-capacity", "uninstall-karpenter"),
+        ("uninstall-karpenter", "delete-node-groups"),
+        ("uninstall-karpenter", "delete-queue"),
+        ("delete-node-groups", "terminate-instances"),
+        ("terminate-instances", "delete-cluster"),
+        ("delete-cluster", "delete-identity"),
+        ("delete-remnants", "delete-network"),
+        ("delete-network", "close-run"),
+    ] {
+        assert!(at(before) < at(after), "{before} comes before {after}");
+    }
+    let (simulated, calls) = run(&named("teardown"), 5, |step, payload, _| match step {
+        "release-workloads" => Err(failure("WorkloadsHoldResources", "Workloads hold: Service shop/web.")),
+        _ => Ok(samples::answer(step, payload)),
+    });
+    assert_eq!(simulated.result.unwrap_err().error, "WorkloadsHoldResources");
+    let steps: Vec<&str> = calls.iter().map(|(step, ..)| step.as_str()).collect();
+    assert_eq!(steps, ["open-teardown", "release-workloads", "close-run"]);
 }

@@ -98,31 +98,45 @@ fn every_step_has_its_function_and_every_function_its_step() {
 fn a_function_ends_before_its_task_and_within_the_leases_grace() {
     let template = template();
     let timeout = template["Globals"]["Function"]["Timeout"].as_u64().unwrap();
-    let definitions = repository::MACHINES.map(|machine| repository::definition(machine).unwrap());
-    for task in definitions.iter().flat_map(|definition| definition.split("\"TimeoutSeconds\": ").skip(2)) {
-        let seconds: u64 = task.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap();
-        assert!(timeout + 10 <= seconds && seconds <= 120, "{timeout} s, {seconds} s");
+    for machine in repository::machines().unwrap() {
+        let definition = repository::definition(&machine).unwrap();
+        for task in definition.split("\"TimeoutSeconds\": ").skip(2) {
+            let seconds: u64 = task.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse().unwrap();
+            assert!(timeout + 10 <= seconds && seconds <= 120, "{machine}: {timeout} s, {seconds} s");
+        }
     }
 }
 
 #[test]
 fn each_machine_is_given_and_may_invoke_exactly_what_it_calls() {
     let template = template();
-    for machine in repository::MACHINES {
-        let definition = repository::read(&format!("statemachine/{machine}.asl.json")).unwrap();
+    for machine in repository::machines().unwrap() {
+        let path = format!("statemachine/{machine}.asl.json");
+        let definition = repository::read(&path).unwrap();
         let called: BTreeSet<String> =
             definition.split("\"${").skip(1).map(|rest| rest.split('}').next().unwrap().to_owned()).collect();
-        let id = machine[..1].to_uppercase() + &machine[1..];
-        let given = template["Resources"][&id]["Properties"]["DefinitionSubstitutions"].as_object().unwrap();
+        let resources = template["Resources"].as_object().unwrap();
+        let (id, resource) = resources
+            .iter()
+            .find(|(_, resource)| resource["Properties"]["DefinitionUri"] == format!("../{path}"))
+            .unwrap_or_else(|| panic!("the template has no machine of {path}"));
+        assert_eq!(resource["Properties"]["Name"], format!("slipway-{machine}"));
+        let given = resource["Properties"]["DefinitionSubstitutions"].as_object().unwrap();
         assert_eq!(given.keys().cloned().collect::<BTreeSet<_>>(), called, "{machine}");
         for (name, arn) in given {
-            assert_eq!(arn, &format!("{name}.Alias"), "{machine}");
+            assert_eq!(arn, &format!("{name}.Alias"), "{name}");
         }
+        assert_eq!(resource["Properties"]["Role"], format!("{id}Role.Arn"));
         let role = format!("{id}Role");
-        let invokes = |(owner, statement): &(String, Value)| *owner == role && statement["Sid"] == "InvokeSteps";
-        let invoke = statements(&template).into_iter().find(invokes).unwrap().1;
+        let own = |(owner, statement): &(String, Value)| *owner == role && statement["Sid"] == "InvokeSteps";
+        let invoke = statements(&template).into_iter().find(own).unwrap().1;
         let invocable: BTreeSet<String> = texts(&invoke["Resource"]).into_iter().collect();
         assert_eq!(invocable, called.iter().map(|name| format!("{name}.Alias")).collect(), "{machine}");
+        if !called.contains("CloseRunFunction") {
+            continue;
+        }
+        let ends = &resources["ExecutionEnded"]["Properties"]["EventPattern"]["detail"]["stateMachineArn"];
+        assert!(texts(ends).contains(id), "a run of {machine} that is cut off is never closed");
     }
 }
 
@@ -208,8 +222,12 @@ fn every_call_that_a_step_names_is_allowed_to_its_function() {
         let Ok(source) = repository::read(&format!("functions/src/steps/{}.rs", step.replace('-', "_"))) else {
             continue;
         };
-        for call in source.split("during(").skip(1).filter_map(|rest| rest.trim_start().strip_prefix('"')) {
+        let calls = ["during(", "deleted(", "refused("].into_iter().flat_map(|way| source.split(way).skip(1));
+        for call in calls.filter_map(|rest| rest.trim_start().strip_prefix('"')).filter(|call| call.contains(':')) {
             let action = call.split('"').next().unwrap();
+            if action.contains(' ') {
+                continue;
+            }
             assert!(allowed.contains(action) || FREE.contains(&action), "{step} calls {action}, which {id} may not");
         }
     }
