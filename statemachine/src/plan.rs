@@ -47,6 +47,13 @@ impl Planned {
         Self { verb, kind: kind.to_owned(), name: name.to_owned(), reason, monthly_cost_usd: None }
     }
 
+    /// Of what the spec no longer asks for.
+    #[must_use]
+    pub fn delete(kind: &str, name: &str, reason: &str) -> Self {
+        let (kind, name, reason) = (kind.to_owned(), name.to_owned(), reason.to_owned());
+        Self { verb: Verb::Delete, kind, name, reason, monthly_cost_usd: None }
+    }
+
     /// The same with what it costs a month.
     #[must_use]
     pub fn costing(mut self, monthly_usd: Option<f64>) -> Self {
@@ -75,8 +82,7 @@ mod tests {
 
     #[test]
     fn what_goes_costs_nothing() {
-        let mut gone = Planned::of("NAT gateway", "n", Some(&[])).costing(Some(35.0));
-        gone.verb = Verb::Delete;
+        let gone = Planned::delete("NAT gateway", "n", "a single one is asked for").costing(Some(35.0));
         let kept = Planned::of("EKS cluster", "demo", Some(&[])).costing(Some(73.0));
         assert!((monthly_cost_usd(&[gone, kept]) - 73.0).abs() < f64::EPSILON);
     }

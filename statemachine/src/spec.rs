@@ -64,12 +64,23 @@ pub struct ClusterSpec {
     /// The proof at the end of a run.
     #[serde(default)]
     pub verify: VerifySpec,
+    /// `plan` tells what a provision would do and changes nothing; left out, the provision is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
     /// Take over a cluster of this name, and what belongs to it, that bears nobody's tag.
     #[serde(default)]
     pub adopt: bool,
     /// Tags for everything that is made.
     #[serde(default)]
     pub tags: BTreeMap<String, String>,
+}
+
+/// What a start of the provision machine is for, beside provisioning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Mode {
+    /// Tell what would be done.
+    Plan,
 }
 
 /// A new VPC, or one that is there.

@@ -56,7 +56,6 @@ impl From<Vec<Violation>> for StepError {
 const LATER: &[(&str, &str)] = &[
     ("awake", "clusters are not put to sleep"),
     ("drift", "a cluster is repaired when its run is started again"),
-    ("mode", "every run acts"),
     ("ttl", "clusters are not torn down by themselves"),
 ];
 

@@ -260,7 +260,8 @@ pub fn decide_policy(
 }
 
 /// The ARN of a customer managed policy of the cluster's account.
-fn policy_arn(cluster: &ClusterKey, name: &str) -> String {
+#[must_use]
+pub fn policy_arn(cluster: &ClusterKey, name: &str) -> String {
     format!("arn:{}:iam::{}:policy/{name}", partition(&cluster.region), cluster.account)
 }
 

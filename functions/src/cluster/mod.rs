@@ -75,6 +75,21 @@ fn client(endpoint: &ClusterEndpoint, token: String) -> Result<Client, StepError
     Client::try_from(config).map_err(|error| refused("The login", &endpoint.url, &error))
 }
 
+/// What applying manifests to a cluster would do; all are new where there is no cluster yet.
+///
+/// # Errors
+/// What [`Cluster::refused`] names.
+pub async fn plan(cluster: Option<&Cluster>, manifests: &[Value]) -> Result<Vec<Planned>, StepError> {
+    let Some(cluster) = cluster else {
+        let new = |manifest: &Value| {
+            Planned::of(&format!("Kubernetes {}", text(manifest, "/kind")), text(manifest, "/metadata/name"), None)
+        };
+        return Ok(manifests.iter().map(new).collect());
+    };
+    let served = &cluster.api_versions().await?;
+    try_join_all(manifests.iter().map(|manifest| cluster.plan(manifest, served))).await
+}
+
 impl Cluster {
     /// The client itself, for calls that have a type of their own.
     #[must_use]
@@ -162,6 +177,21 @@ impl Cluster {
             .await
             .map_err(|error| self.refused(&format!("Applying {kind} {name}"), &error))?;
         json(&applied)
+    }
+
+    /// What applying a manifest would do; `served` are the group versions that [`Self::api_versions`] answers.
+    async fn plan(&self, manifest: &Value, served: &BTreeSet<String>) -> Result<Planned, StepError> {
+        let (api_version, kind) = (text(manifest, "/apiVersion"), text(manifest, "/kind"));
+        let (namespace, name) = (text(manifest, "/metadata/namespace"), text(manifest, "/metadata/name"));
+        // A kind that is not served yet has no objects.
+        let there = if served.contains(api_version) {
+            self.get((api_version, kind), namespace, name).await?
+        } else {
+            None
+        };
+        let stands = there.as_ref().is_some_and(|there| applied::stands(manifest, there));
+        let told = if stands { Vec::new() } else { vec!["its fields differ".to_owned()] };
+        Ok(Planned::of(&format!("Kubernetes {kind}"), name, there.map(|_| told.as_slice())))
     }
 
     /// Takes an annotation from an object of no namespace.

@@ -119,6 +119,14 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
     Ok(decide(&input, &applied))
 }
 
+/// What would become of class and pools.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn plan(cluster: Option<&Cluster>, input: &Input) -> Result<Vec<Planned>, StepError> {
+    cluster::plan(cluster, &manifests(input)).await
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

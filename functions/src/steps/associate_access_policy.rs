@@ -182,6 +182,37 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
     }
 }
 
+/// What would become of the entries.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn plan(cx: &Context, input: &Input, cluster_is_there: bool) -> Result<Vec<Planned>, StepError> {
+    const KIND: &str = "EKS access entry";
+    let tags = names::tags(&input.cluster, &input.tags);
+    let entries = wanted(&cx.settings.cluster_access_role_arn, input);
+    let mut planned = Vec::new();
+    for entry in &entries {
+        let found = observe(cx, &input.cluster, entry).await?;
+        let changes = decide(entry, &tags, found.as_ref())?;
+        let told: Vec<String> = changes
+            .iter()
+            .map(|change| match change {
+                Change::Delete => "its role was made after it".to_owned(),
+                Change::Create => "it is made again".to_owned(),
+                Change::Associate => "it becomes cluster admin".to_owned(),
+                Change::Tag(lacking) => tags::told(lacking),
+            })
+            .collect();
+        planned.push(Planned::of(KIND, &entry.principal, found.map(|_| told.as_slice())));
+    }
+    if cluster_is_there {
+        for entry in dismissed(cx, &input.cluster, &entries).await? {
+            planned.push(Planned::delete(KIND, &entry.principal, "the spec no longer names it"));
+        }
+    }
+    Ok(planned)
+}
+
 pub(crate) async fn observe(
     cx: &Context,
     cluster: &ClusterKey,

@@ -216,6 +216,40 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
     Ok(Output { controller_role_arn, policy_arns, replaces })
 }
 
+/// What would become of the policies, the role and, for Pod Identity, the association. Without an issuer, which comes
+/// with the cluster, what the role trusts is not known yet.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn plan(cx: &Context, input: &Input, cluster_is_there: bool) -> Result<Vec<Planned>, StepError> {
+    let tags = names::tags(&input.cluster, &input.tags);
+    let documents = policies(input);
+    let named = documents.iter().map(|policy| (names::policy(&input.cluster, policy.part), &policy.document));
+    let named: Vec<_> = named.collect();
+    let of_policies = named.iter().map(|(name, document)| plan_policy(cx, &input.cluster, name, document, &tags));
+    let mut planned = try_join_all(of_policies).await?;
+    let role_name = names::role(&input.cluster, CONTROLLER);
+    if !cluster_is_there {
+        let found = iam::role(cx, &role_name).await?;
+        let told = ["it will trust the new cluster's issuer".to_owned()];
+        planned.push(Planned::of("IAM role", &role_name, found.map(|_| told.as_slice())));
+        return Ok(planned);
+    }
+    let observed = observe(cx, input).await?;
+    let action = decide(input, &iam::role_arn(&input.cluster, &role_name), &observed)?;
+    let arns = named.iter().map(|(name, _)| iam::policy_arn(&input.cluster, name)).collect();
+    planned.push(plan_role(cx, &input.cluster, &role(input, action.trust, arns)).await?);
+    let (kind, name) = ("EKS Pod Identity association", format!("{}/{SERVICE_ACCOUNT}", input.namespace));
+    match action.association {
+        Change::Create => planned.push(Planned::of(kind, &name, None)),
+        Change::Redirect(_) => planned.push(Planned::of(kind, &name, Some(&["it leads to another role".to_owned()]))),
+        Change::Delete(_) => planned.push(Planned::delete(kind, &name, "the spec asks for IRSA")),
+        Change::Keep if observed.association.is_some() => planned.push(Planned::of(kind, &name, Some(&[]))),
+        Change::Keep => {}
+    }
+    Ok(planned)
+}
+
 async fn associate(
     cx: &Context,
     input: &Input,

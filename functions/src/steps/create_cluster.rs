@@ -245,6 +245,25 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
     }
 }
 
+/// What would become of the control plane; with it what later steps know of one that is there.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn plan(cx: &Context, input: &Input) -> Result<(Planned, Option<Output>), StepError> {
+    let found = observe(cx, input).await?;
+    let told = match (decide(input, found.as_ref())?, &found) {
+        (Action::Wait(_, detail), _) => vec![detail],
+        (_, None) => Vec::new(),
+        (_, Some(found)) => {
+            let lacking = missing(&names::tags(&input.cluster, &input.spec.tags), &found.tags);
+            let lacking = (!lacking.is_empty()).then(|| tags::told(&lacking));
+            lacking.into_iter().chain(changes(&input.spec, found).iter().map(ToString::to_string)).collect()
+        }
+    };
+    let planned = Planned::of("EKS cluster", &input.cluster.name, found.as_ref().map(|_| told.as_slice()));
+    Ok((planned, found.map(|found| found.output).filter(|output| !output.endpoint.url.is_empty())))
+}
+
 async fn tag(
     cx: &Context,
     input: &Input,

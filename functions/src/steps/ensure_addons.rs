@@ -272,13 +272,15 @@ async fn ensure(
     if let Some(found) = &found {
         takes(&input.cluster, input.adopt, &found.tags, &format!("The add-on {name}"))?;
     }
-    let version = match (&addon.version, &found) {
-        (Some(version), _) => version.clone(),
-        (None, Some(found)) => found.version.clone(),
-        (None, None) => default_version(cx, name, &input.version).await?,
-    };
+    let version = version(cx, input, name, addon, found.as_ref()).await?;
     let roles = match &addon.identity {
-        Some(identity) => Some(ensure_identity(cx, input, name, &version, identity).await?),
+        Some(asked) => {
+            let pods = identity(cx, input, name, &version, asked).await?;
+            if let Some(role) = &pods.role {
+                ensure_role(cx, &input.run, &input.cluster, role).await?;
+            }
+            Some(pods.roles)
+        }
         None => None,
     };
     let wanted = Wanted { addon: addon.clone(), roles };
@@ -327,6 +329,21 @@ async fn ensure(
     }
 }
 
+/// The spec's version; else the one that is there, else EKS's default.
+async fn version(
+    cx: &Context,
+    input: &Input,
+    name: &str,
+    addon: &AddonSpec,
+    found: Option<&Observed>,
+) -> Result<String, StepError> {
+    match (&addon.version, found) {
+        (Some(version), _) => Ok(version.clone()),
+        (None, Some(found)) => Ok(found.version.clone()),
+        (None, None) => default_version(cx, name, &input.version).await,
+    }
+}
+
 /// An add-on with the roles of its service accounts.
 pub(crate) async fn observe(cx: &Context, input: &Input, name: &str) -> Result<Option<Observed>, StepError> {
     let (eks, cluster) = (cx.aws.eks(), &input.cluster.name);
@@ -351,13 +368,13 @@ pub(crate) async fn observe(cx: &Context, input: &Input, name: &str) -> Result<O
 }
 
 /// Role by service account of an add-on, the role made where it is its own.
-async fn ensure_identity(
+async fn identity(
     cx: &Context,
     input: &Input,
     name: &str,
     version: &str,
     identity: &AddonIdentity,
-) -> Result<BTreeMap<String, String>, StepError> {
+) -> Result<Pods, StepError> {
     let call = cx.aws.eks().describe_addon_configuration().addon_name(name).addon_version(version);
     let answer = call.send().await.during("eks:DescribeAddonConfiguration")?;
     let accounts = answer.pod_identity_configuration();
@@ -366,14 +383,74 @@ async fn ensure_identity(
         return Err(StepError::new(ErrorName::InvalidInput, cause)
             .remedy("Remove the identity, or give it by the add-on's own configuration."));
     }
-    let role = match identity {
-        AddonIdentity::RoleArn(arn) => arn.clone(),
+    let (role, arn) = match identity {
+        AddonIdentity::RoleArn(arn) => (None, arn.clone()),
         AddonIdentity::PolicyArns(asked) => {
             let role = role(input, name, policies(asked, accounts));
-            ensure_role(cx, &input.run, &input.cluster, &role).await?
+            let arn = role_arn(&input.cluster, &role.name);
+            (Some(role), arn)
         }
     };
-    Ok(accounts.iter().filter_map(|one| Some((one.service_account()?.to_owned(), role.clone()))).collect())
+    let accounts = accounts.iter().filter_map(|one| Some((one.service_account()?.to_owned(), arn.clone())));
+    Ok(Pods { role, roles: accounts.collect() })
+}
+
+/// What an add-on's pods run as.
+struct Pods {
+    /// The role that we make for them; none where the spec names one.
+    role: Option<Role>,
+    /// Role by service account.
+    roles: BTreeMap<String, String>,
+}
+
+/// What would become of the add-ons of both phases.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn plan(
+    cx: &Context,
+    input: impl Fn(Phase) -> Input,
+    cluster_is_there: bool,
+) -> Result<Vec<Planned>, StepError> {
+    let mut planned = Vec::new();
+    for phase in [Phase::Before, Phase::After] {
+        let input = input(phase);
+        let addons = wanted(phase, &input.addons);
+        let told = try_join_all(addons.iter().map(|(name, addon)| plan_one(cx, &input, name, addon))).await?;
+        planned.extend(told.into_iter().flatten());
+        if phase == Phase::After && cluster_is_there {
+            let leaving = others(cx, &input).await?;
+            let reason = "the spec no longer names it";
+            planned.extend(leaving.iter().map(|(name, _)| Planned::delete(KIND, name, reason)));
+        }
+    }
+    Ok(planned)
+}
+
+/// As EKS's console calls them.
+const KIND: &str = "EKS add-on";
+
+/// An add-on, after the role of its pods.
+async fn plan_one(cx: &Context, input: &Input, name: &str, addon: &AddonSpec) -> Result<Vec<Planned>, StepError> {
+    let found = observe(cx, input, name).await?;
+    let version = version(cx, input, name, addon, found.as_ref()).await?;
+    let (mut planned, mut roles) = (Vec::new(), None);
+    if let Some(asked) = &addon.identity {
+        let pods = identity(cx, input, name, &version, asked).await?;
+        if let Some(role) = &pods.role {
+            planned.push(plan_role(cx, &input.cluster, role).await?);
+        }
+        roles = Some(pods.roles);
+    }
+    let wanted = Wanted { addon: addon.clone(), roles };
+    let told = match decide(input, name, &wanted, found.as_ref())? {
+        Action::Create | Action::Done(_) => Vec::new(),
+        Action::Update => vec![format!("its version, configuration or roles differ from {version}")],
+        Action::Tag(lacking) => vec![tags::told(&lacking)],
+        Action::Wait(detail) => vec![detail],
+    };
+    planned.push(Planned::of(KIND, name, found.map(|_| told.as_slice())));
+    Ok(planned)
 }
 
 fn associations(
@@ -388,21 +465,30 @@ fn associations(
         .map_err(|error| StepError::new(ErrorName::Internal, format!("An association could not be written: {error}.")))
 }
 
+/// Add-ons that bear our tag and that the spec no longer names.
+async fn others(cx: &Context, input: &Input) -> Result<Vec<(String, Observed)>, StepError> {
+    let listed = cx.aws.eks().list_addons().cluster_name(&input.cluster.name).into_paginator().items().send();
+    let listed = listed.collect::<Result<Vec<_>, _>>().await.during("eks:ListAddons")?;
+    let own = |name: &String| BEFORE_NODES.contains(&name.as_str()) || AFTER_NODES.contains(&name.as_str());
+    let mut others = Vec::new();
+    for name in listed.into_iter().filter(|name| !own(name) && !input.addons.contains_key(name)) {
+        if let Some(found) = observe(cx, input, &name).await?
+            && ours(&input.cluster, &found.tags, &name).is_ok()
+        {
+            others.push((name, found));
+        }
+    }
+    Ok(others)
+}
+
 /// Deletes add-ons that bear our tag and that the spec no longer names; says which are on their way out.
 async fn remove_others(cx: &Context, input: &Input) -> Result<Vec<String>, StepError> {
     let (eks, cluster) = (cx.aws.eks(), &input.cluster.name);
-    let listed = eks.list_addons().cluster_name(cluster).into_paginator().items().send();
-    let listed = listed.collect::<Result<Vec<_>, _>>().await.during("eks:ListAddons")?;
-    let own = |name: &String| BEFORE_NODES.contains(&name.as_str()) || AFTER_NODES.contains(&name.as_str());
     let mut leaving = Vec::new();
-    for name in listed.iter().filter(|name| !own(name) && !input.addons.contains_key(*name)) {
-        let Some(found) = observe(cx, input, name).await? else { continue };
-        if ours(&input.cluster, &found.tags, name).is_err() {
-            continue;
-        }
+    for (name, found) in others(cx, input).await? {
         if found.status != AddonStatus::Deleting {
             cx.state.hold(&input.run, &input.cluster).await?;
-            match eks.delete_addon().cluster_name(cluster).addon_name(name).send().await {
+            match eks.delete_addon().cluster_name(cluster).addon_name(&name).send().await {
                 Err(error) if code(&error) == Some("ResourceNotFoundException") => continue,
                 answer => drop(answer.during("eks:DeleteAddon")?),
             }

@@ -155,7 +155,8 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
     Ok(Output { queue_name, queue_url, queue_arn })
 }
 
-fn queue_arn(cluster: &ClusterKey) -> String {
+/// The queue's ARN, which its name decides.
+pub(crate) fn queue_arn(cluster: &ClusterKey) -> String {
     let ClusterKey { account, region, .. } = cluster;
     format!("arn:{}:sqs:{region}:{account}:{}", partition(region), names::queue(cluster))
 }

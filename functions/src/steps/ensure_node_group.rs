@@ -191,6 +191,21 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
     }
 }
 
+/// What would become of the group.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn plan(cx: &Context, input: &Input) -> Result<Planned, StepError> {
+    let found = observe(cx, &input.cluster.name).await?;
+    let told = match decide(input, found.as_ref())? {
+        Action::Create | Action::Done(_) => Vec::new(),
+        Action::Resize => vec![format!("it gets {} nodes", input.core.size)],
+        Action::Tag(lacking) => vec![tags::told(&lacking)],
+        Action::Wait(_, detail) => vec![detail],
+    };
+    Ok(Planned::of("EKS node group", CORE_NODE_GROUP, found.map(|_| told.as_slice())))
+}
+
 pub(crate) async fn observe(cx: &Context, cluster: &str) -> Result<Option<Observed>, StepError> {
     match cx.aws.eks().describe_nodegroup().cluster_name(cluster).nodegroup_name(CORE_NODE_GROUP).send().await {
         Ok(answer) => Ok(answer.nodegroup.map(found)),

@@ -172,6 +172,22 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
     })
 }
 
+/// What would become of the chart's objects.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn plan(cluster: Option<&Cluster>, input: &Input) -> Result<Vec<Planned>, StepError> {
+    let KarpenterSpec { chart: name, version, .. } = &input.karpenter;
+    let pulled = chart::pull(name, version).await?;
+    let chart = Chart::from_tgz(&pulled.bytes).map_err(|error| invalid(input, &error))?;
+    let served = match cluster {
+        Some(cluster) => cluster.api_versions().await?,
+        None => BTreeSet::new(),
+    };
+    let Rendered { crds, manifests } = decide(input, &chart, &served).map_err(|error| invalid(input, &error))?;
+    cluster::plan(cluster, &[crds, manifests].concat()).await
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -69,6 +69,7 @@ pub mod heal_karpenter;
 pub mod install_karpenter;
 pub mod open_run;
 pub mod open_teardown;
+pub mod plan;
 pub mod preflight;
 pub mod probe_identity;
 pub mod release_workloads;
@@ -80,6 +81,7 @@ pub mod wait_oidc;
 
 steps! {
     open_run::OpenRun,
+    plan::Plan,
     preflight::Preflight,
     ensure_network::EnsureNetwork,
     ensure_cluster_roles::EnsureClusterRoles,

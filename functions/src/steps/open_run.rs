@@ -110,7 +110,21 @@ pub(crate) fn decide(cluster: &ClusterKey, spec: &ClusterSpec, found: Option<&Fo
 /// `InvalidInput` and `NotYetSupported` name the field, `ImmutableChange` what the cluster that is there cannot become;
 /// `NotOurs` a cluster of the name that is not ours; `LeaseHeld` the execution that has the cluster.
 pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
-    let mut spec = parse(&input.spec)?;
+    let (cluster, spec) = complete(cx, &input.spec).await?;
+    if spec.mode == Some(Mode::Plan) {
+        return Err(StepError::new(ErrorName::InvalidInput, "`mode` is \"plan\", and a plan opens no run.")
+            .remedy("Start the machine with it, which asks the step plan."));
+    }
+    let run = open(cx, &cluster, &input.execution.arn, Purpose::Provision, &runtime::answer(&spec)?).await?;
+    Ok(Output { run, cluster, spec })
+}
+
+/// Checks a spec as a person wrote it, and sets what it leaves out.
+///
+/// # Errors
+/// As [`run`], but for the lease.
+pub(crate) async fn complete(cx: &Context, spec: &Value) -> Result<(ClusterKey, ClusterSpec), StepError> {
+    let mut spec = parse(spec)?;
     let caller = cx.aws.sts().get_caller_identity().send().await.during("sts:GetCallerIdentity")?;
     let cluster = place(&mut spec, caller.account().unwrap_or_default(), cx.aws.region())?;
     // Again, now that it is known where it is: some rules are about partition and region.
@@ -121,9 +135,7 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
         spec.version = Some(version(cx, registered.as_ref(), found.as_ref()).await?);
     }
     decide(&cluster, &spec, found.as_ref())?;
-
-    let run = open(cx, &cluster, &input.execution.arn, Purpose::Provision, &runtime::answer(&spec)?).await?;
-    Ok(Output { run, cluster, spec })
+    Ok((cluster, spec))
 }
 
 /// Takes the cluster's lease for an execution and opens its run, or answers the run that it has opened already.

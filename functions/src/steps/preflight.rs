@@ -178,7 +178,7 @@ struct ThereCluster {
 
 /// The findings of a run, errors and warnings.
 #[derive(Debug, Default)]
-struct Findings(Vec<Finding>);
+pub(super) struct Findings(pub(super) Vec<Finding>);
 
 impl Findings {
     fn add(&mut self, severity: Severity, field: &str, check: &str, evidence: String, remedy: impl Into<String>) {
@@ -449,12 +449,24 @@ fn zones(cluster: &ClusterKey, spec: &ClusterSpec, seen: &Observed, findings: &m
 /// # Errors
 /// `PreflightFailed` with every finding that is an error.
 pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
-    let Input { cluster, spec, .. } = &input;
+    let (zones, findings) = look(cx, &input.cluster, &input.spec).await?;
+    findings.conclude(zones)
+}
+
+/// The zones, and everything that was found.
+///
+/// # Errors
+/// What AWS refused in a way that may pass.
+pub(super) async fn look(
+    cx: &Context,
+    cluster: &ClusterKey,
+    spec: &ClusterSpec,
+) -> Result<(Vec<String>, Findings), StepError> {
     let mut findings = Findings::default();
     // Boxed: thirty calls side by side are 60 KB.
     let seen = Box::pin(observe(cx, cluster, spec, &mut findings)).await?;
     let zones = decide(cluster, spec, &seen, &mut findings);
-    findings.conclude(zones)
+    Ok((zones, findings))
 }
 
 async fn observe(
