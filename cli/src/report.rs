@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+use serde_json::Value;
 use slipway_statemachine::ErrorName;
+use slipway_statemachine::plan::{Planned, Verb, monthly_cost_usd};
 use slipway_statemachine::prices::Prices;
 
 use crate::cost::{ClusterCost, RunCost};
@@ -153,6 +155,31 @@ fn costs(out: &mut impl Write, progress: &Progress, prices: &Prices) -> io::Resu
     writeln!(out, "               prices of {} without free tiers", prices.date)
 }
 
+/// Writes what a provision would do: what speaks against it, then the changes, then what is kept, as a number.
+fn plan(out: &mut impl Write, output: &Value) -> io::Result<()> {
+    let text = |thing: &Value, name: &str| thing[name].as_str().unwrap_or_default().to_owned();
+    for finding in output["findings"].as_array().into_iter().flatten() {
+        let [severity, field, evidence, remedy] =
+            ["severity", "field", "evidence", "remedy"].map(|name| text(finding, name));
+        writeln!(out, "{severity}: {field}: {evidence} {remedy}")?;
+    }
+    let planned: Vec<Planned> = serde_json::from_value(output["planned"].clone()).unwrap_or_default();
+    for thing in &planned {
+        let sign = match thing.verb {
+            Verb::Create => "+",
+            Verb::Change => "~",
+            Verb::Delete => "-",
+            Verb::Keep => continue,
+        };
+        let cost = thing.monthly_cost_usd.map(|cost| format!("  ${cost:.2} a month")).unwrap_or_default();
+        writeln!(out, "{sign} {} {}: {}{cost}", thing.kind, thing.name, thing.reason)?;
+    }
+    let count = |verb| planned.iter().filter(|thing| thing.verb == verb).count();
+    let [create, change, delete, keep] = [Verb::Create, Verb::Change, Verb::Delete, Verb::Keep].map(count);
+    writeln!(out, "{create} to create, {change} to change, {delete} to delete, {keep} to keep; nothing was changed")?;
+    writeln!(out, "${:.2} a month, without what Karpenter adds", monthly_cost_usd(&planned))
+}
+
 /// Writes how a run ended: the error, its cause and where to read on, or what was made and how one logs in.
 ///
 /// # Errors
@@ -174,6 +201,9 @@ pub fn ending(out: &mut impl Write, progress: &Progress) -> io::Result<()> {
         return Ok(());
     }
     writeln!(out, "SUCCEEDED after {}", duration(progress.duration_millis()))?;
+    if let Some(output) = end.output.as_ref().filter(|output| output.get("planned").is_some()) {
+        return plan(out, output);
+    }
     let cluster = progress.opened.as_ref().and_then(|opened| opened.get("cluster"));
     let text = |name: &str| cluster.and_then(|cluster| cluster.get(name)).and_then(|value| value.as_str());
     if let (Some(name), Some(region)) = (text("name"), text("region")) {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures::future::try_join_all;
 use futures::lock::Mutex;
 use kube::api::{DeleteParams, DynamicObject, ListParams, LogParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{GroupVersion, Status};
@@ -16,7 +17,7 @@ use kube::discovery::{ApiGroup, ApiResource, Scope};
 use kube::{Api, Client, Config};
 use rustls_pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::Value;
-use slipway_statemachine::{ClusterEndpoint, ClusterKey, ErrorName, StepError};
+use slipway_statemachine::{ClusterEndpoint, ClusterKey, ErrorName, StepError, plan::Planned};
 
 use crate::Context;
 
@@ -184,11 +185,8 @@ impl Cluster {
         let (api_version, kind) = (text(manifest, "/apiVersion"), text(manifest, "/kind"));
         let (namespace, name) = (text(manifest, "/metadata/namespace"), text(manifest, "/metadata/name"));
         // A kind that is not served yet has no objects.
-        let there = if served.contains(api_version) {
-            self.get((api_version, kind), namespace, name).await?
-        } else {
-            None
-        };
+        let there =
+            if served.contains(api_version) { self.get((api_version, kind), namespace, name).await? } else { None };
         let stands = there.as_ref().is_some_and(|there| applied::stands(manifest, there));
         let told = if stands { Vec::new() } else { vec!["its fields differ".to_owned()] };
         Ok(Planned::of(&format!("Kubernetes {kind}"), name, there.map(|_| told.as_slice())))

@@ -9,10 +9,14 @@ use slipway_karpenter::node_pools::{
     NodeClass, POOL_LABEL, POOL_LABEL_VALUE, Readiness, node_class, node_pool, readiness,
 };
 use slipway_statemachine::names;
+use slipway_statemachine::plan::Planned;
 use slipway_statemachine::spec::{Architecture, NodePoolSpec};
 use slipway_statemachine::{ClusterEndpoint, ClusterKey, ErrorName, Progress, Run, Step, StepError};
 
-use crate::{Context, cluster, cluster::Kind};
+use crate::{
+    Context,
+    cluster::{self, Cluster, Kind},
+};
 
 /// Applies node pools.
 #[derive(Debug)]

@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use aws_sdk_eks::types::{AccessScope, AccessScopeType};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use slipway_statemachine::{ClusterEndpoint, ClusterKey, ErrorName, Progress, Run, Step, StepError, names};
+use slipway_statemachine::{
+    ClusterEndpoint, ClusterKey, ErrorName, Progress, Run, Step, StepError, names, plan::Planned,
+};
 
 use crate::{
     Context,
     aws::{
         error::{During as _, code, refused},
         partition,
-        tags::{missing, ours},
+        tags::{self, missing, ours},
     },
     cluster,
 };

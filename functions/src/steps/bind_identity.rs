@@ -14,14 +14,14 @@ use serde_json::Value;
 use slipway_karpenter::policy::{
     ControllerPolicy, SERVICE_ACCOUNT, Scope, controller_policies, pod_identity_trust, web_identity_trust,
 };
-use slipway_statemachine::{ClusterKey, ErrorName, Run, Step, StepError, names, spec::Identity};
+use slipway_statemachine::{ClusterKey, ErrorName, Run, Step, StepError, names, plan::Planned, spec::Identity};
 
 use crate::{
     Context,
     aws::{
         documents::same_document,
         error::{During as _, code, refused},
-        iam::{self, Role, ensure_policy, ensure_role},
+        iam::{self, Role, ensure_policy, ensure_role, plan_policy, plan_role},
         pod_identity::{Association, association},
         tags::ours,
     },

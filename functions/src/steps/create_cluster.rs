@@ -14,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use slipway_statemachine::{
     ClusterEndpoint, ClusterKey, ClusterSpec, ErrorName, Progress, Run, Step, StepError, names,
+    plan::Planned,
     spec::{EndpointSpec, UpgradePolicy},
 };
 
@@ -23,7 +24,7 @@ use crate::{
     aws::{
         error::{During as _, code, refused},
         health,
-        tags::{missing, takes},
+        tags::{self, missing, takes},
     },
 };
 

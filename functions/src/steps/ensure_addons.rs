@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use slipway_statemachine::{
     ClusterEndpoint, ClusterKey, ErrorName, Progress, Run, Step, StepError, names,
+    plan::Planned,
     spec::{AddonIdentity, AddonSpec},
 };
 
@@ -20,9 +21,9 @@ use crate::{
     aws::{
         error::{During as _, code, refused},
         health,
-        iam::{Role, ensure_role},
+        iam::{Role, ensure_role, plan_role, role_arn},
         partition,
-        tags::{missing, ours, takes},
+        tags::{self, missing, ours, takes},
     },
     cluster,
 };

@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use slipway_statemachine::{
     ClusterKey, ErrorName, Progress, Run, Step, StepError,
     names::{CLUSTER_TAG, stack as stack_name, tags},
+    plan::Planned,
     spec::{Nat, NetworkCreate, NetworkExisting, NetworkSpec},
 };
 use time::OffsetDateTime;
@@ -129,7 +130,7 @@ pub(crate) enum Action {
     /// Ask again.
     Wait,
     /// Have CloudFormation say what a change would do; why there is one.
-    Plan(String),
+    Propose(String),
     /// Have it done.
     Execute,
     /// It would replace what carries the cluster: throw the change set away, and say so.
@@ -256,7 +257,7 @@ fn change(
         return settle(seen, stack, wanted, cluster);
     }
     match seen.change_sets.iter().find(|set| set.name == ours).map(|set| &set.state) {
-        None => Action::Plan(differences),
+        None => Action::Propose(differences),
         Some(State::Planning | State::Executed | State::Empty) => Action::Wait,
         Some(State::Failed(reason)) => Action::Discard(StepError::new(
             ErrorName::NetworkFailed,
@@ -471,8 +472,8 @@ async fn make(cx: &Context, input: &Input, create: &NetworkCreate) -> Result<Pro
             go_on.send().await.during("cloudformation:ContinueUpdateRollback")?;
             Ok(Progress::wait(STACK_POLL_SECONDS, format!("{name} goes on rolling back an earlier run's change")))
         }
-        Action::Plan(differences) => {
-            plan(cx, input, &name, &wanted).await?;
+        Action::Propose(differences) => {
+            propose(cx, input, &name, &wanted).await?;
             Ok(Progress::wait(CHANGE_SET_POLL_SECONDS, format!("{name} is to be changed: {differences}")))
         }
         Action::Execute => {
@@ -489,6 +490,44 @@ async fn make(cx: &Context, input: &Input, create: &NetworkCreate) -> Result<Pro
             Err(error)
         }
     }
+}
+
+/// What would become of the stack, or of an existing network, which nothing changes; with it what later steps know of a
+/// network that is there.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) async fn foresee(cx: &Context, input: &Input) -> Result<(Planned, Option<Output>), StepError> {
+    let create = match &input.network {
+        NetworkSpec::Existing(existing) => {
+            let network = check(cx, &input.cluster, existing).await?;
+            return Ok((Planned::of("VPC", &network.vpc_id, Some(&[])), Some(network)));
+        }
+        NetworkSpec::Create(create) => create,
+    };
+    let (name, wanted) = (stack_name(&input.cluster), wanted(input, create)?);
+    let seen = observe(cx, &name, &wanted, &input.run.id).await?;
+    let status = seen.stack.as_ref().map_or("", |stack| stack.status.as_str()).to_owned();
+    let mut there = None;
+    let told = match decide(&seen, &wanted, &input.cluster, &input.run.id, OffsetDateTime::UNIX_EPOCH) {
+        Action::Refuse(error) | Action::Discard(error) => return Err(error),
+        Action::Explain(error) => {
+            let id = seen.stack.as_ref().map_or(name.as_str(), |stack| &stack.id);
+            let reason = stacks::reason(cx.aws.cloudformation(), id, &status).await?;
+            return Err(explained(error, &name, &status, &reason));
+        }
+        Action::Create => Vec::new(),
+        Action::Clear => vec![format!("it is {status} and is made anew")],
+        Action::RollBack => vec![format!("it is {status}, and its rollback goes on")],
+        Action::Wait | Action::Execute => vec![format!("it is {status}")],
+        Action::Propose(differences) => vec![differences],
+        Action::Settle { tags, protect, output } => {
+            there = Some(output);
+            let tags = tags.keys().map(|subnet| format!("{subnet} lacks tags"));
+            tags.chain(protect.map(|protect| format!("its termination protection becomes {protect}"))).collect()
+        }
+    };
+    Ok((Planned::of("CloudFormation stack", &name, seen.stack.map(|_| told.as_slice())), there))
 }
 
 /// The failure of a stack, with what helps it.
@@ -588,7 +627,7 @@ async fn create(cx: &Context, input: &Input, name: &str, wanted: &Wanted) -> Res
     }
 }
 
-async fn plan(cx: &Context, input: &Input, name: &str, wanted: &Wanted) -> Result<(), StepError> {
+async fn propose(cx: &Context, input: &Input, name: &str, wanted: &Wanted) -> Result<(), StepError> {
     let request = cx
         .aws
         .cloudformation()
@@ -767,7 +806,7 @@ mod tests {
             decide(&seen(stack), &per_zone(), &cluster(), RUN, RUN_BEGAN)
         };
         assert_eq!(rolled_back(RUN_BEGAN), Action::Explain(ErrorName::NetworkFailed));
-        assert!(matches!(rolled_back(RUN_BEGAN - time::Duration::hours(1)), Action::Plan(_)));
+        assert!(matches!(rolled_back(RUN_BEGAN - time::Duration::hours(1)), Action::Propose(_)));
     }
 
     #[test]
@@ -799,7 +838,7 @@ mod tests {
         let wanted = per_zone();
         let mut seen = seen(stack("CREATE_COMPLETE"));
         let decide = |seen: &Observed| decide(seen, &wanted, &cluster(), RUN, RUN_BEGAN);
-        let Action::Plan(why) = decide(&seen) else { panic!("not planned") };
+        let Action::Propose(why) = decide(&seen) else { panic!("not planned") };
         assert_eq!(why, "Nat is \"single\", asked for is \"perZone\"");
         let set = |name: String, state: State| vec![ChangeSet { name, state }];
         let ours = || change_set_name(&wanted, RUN);
@@ -823,7 +862,7 @@ mod tests {
         assert!(error.cause.contains("replaces PrivateSubnet1 (AWS::EC2::Subnet)"), "{}", error.cause);
         // Another run's, never executed: nobody has looked at it.
         seen.change_sets = set(change_set_name(&wanted, "01OTHER"), State::Ready);
-        assert!(matches!(decide(&seen), Action::Plan(_)));
+        assert!(matches!(decide(&seen), Action::Propose(_)));
     }
 
     #[test]
@@ -831,7 +870,7 @@ mod tests {
         let mut seen = seen(stack("CREATE_COMPLETE"));
         seen.template = "another".to_owned();
         let wanted = wanted();
-        assert!(matches!(decide(&seen, &wanted, &cluster(), RUN, RUN_BEGAN), Action::Plan(_)));
+        assert!(matches!(decide(&seen, &wanted, &cluster(), RUN, RUN_BEGAN), Action::Propose(_)));
         let name = change_set_name(&wanted, "01OTHER");
         seen.change_sets = vec![ChangeSet { name, state: State::Empty }];
         assert!(matches!(decide(&seen, &wanted, &cluster(), RUN, RUN_BEGAN), Action::Settle { .. }));
@@ -845,7 +884,7 @@ mod tests {
         let mut tagged = wanted();
         tagged.tags.insert("team".to_owned(), "shop".to_owned());
         let action = decide(&seen(stack("CREATE_COMPLETE")), &tagged, &cluster(), RUN, RUN_BEGAN);
-        assert_eq!(action, Action::Plan("its tags are others".to_owned()));
+        assert_eq!(action, Action::Propose("its tags are others".to_owned()));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use slipway_statemachine::{
     ClusterKey, ErrorName, Progress, Run, Step, StepError,
     names::{self, CORE_NODE_GROUP},
+    plan::Planned,
     spec::{Architecture, CoreSpec},
 };
 
@@ -16,7 +17,7 @@ use crate::{
     aws::{
         error::{During as _, code, refused},
         health,
-        tags::{missing, takes},
+        tags::{self, missing, takes},
     },
 };
 

@@ -8,12 +8,13 @@ use serde_json::Value;
 use slipway_karpenter::chart::Chart;
 use slipway_karpenter::render::{RELEASE_LABEL, Rendered, Target, render};
 use slipway_karpenter::values::{RELEASE, Settings, values};
+use slipway_statemachine::plan::Planned;
 use slipway_statemachine::spec::KarpenterSpec;
 use slipway_statemachine::{ClusterEndpoint, ClusterKey, ErrorName, Run, Step, StepError};
 
 use crate::{
     Context,
-    cluster::{self, Kind, chart},
+    cluster::{self, Cluster, Kind, chart},
 };
 
 /// Installs Karpenter.

@@ -9,6 +9,7 @@ use slipway_statemachine::{
     ClusterKey, ClusterSpec, ErrorName, Run, Step, StepError,
     immutable::{self, There},
     names::{CLUSTER_TAG, CORE_NODE_GROUP},
+    spec::Mode,
 };
 use time::OffsetDateTime;
 use ulid::Ulid;

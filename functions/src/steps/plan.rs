@@ -13,7 +13,7 @@ use slipway_statemachine::{
 use super::{
     apply_node_pools, associate_access_policy, bind_identity, create_cluster, ensure_addons, ensure_cluster_roles,
     ensure_interruption_queue, ensure_network, ensure_node_group, install_karpenter, open_run,
-    preflight::{self, Finding},
+    preflight::{self, Finding, Severity},
     wait_oidc,
 };
 use crate::{
@@ -39,7 +39,8 @@ pub struct Input {
 pub struct Output {
     /// Which cluster.
     pub cluster: ClusterKey,
-    /// What speaks against it, errors and warnings: with an error a provision would end in preflight.
+    /// What speaks against it, errors and warnings. With an error a provision would end in preflight, and nothing more is
+    /// planned.
     pub findings: Vec<Finding>,
     /// Everything that a provision sees to, in its order.
     pub planned: Vec<Planned>,
@@ -82,29 +83,27 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
     let (cluster, spec) = open_run::complete(cx, &input.spec).await?;
     let (zones, findings) = preflight::look(cx, &cluster, &spec).await?;
     let asked = Asked { cluster: &cluster, spec: &spec };
-    let aws = async {
-        // Without zones there is no network to plan; a finding says why.
-        let network = if zones.is_empty() {
-            Vec::new()
-        } else {
-            ensure_network::foresee(cx, &asked.network(zones)).await?
-        };
-        let (roles, queue) = futures::try_join!(
-            ensure_cluster_roles::plan(cx, &cluster, &spec.tags),
-            ensure_interruption_queue::plan(cx, &cluster, &spec.tags),
-        )?;
-        Ok::<_, StepError>([network, roles, queue].concat())
-    };
-    let (planned, on_cluster) = futures::try_join!(aws, on_cluster(cx, &asked))?;
+    // A provision would end here, and what it would do if these were mended depends on how.
+    if findings.0.iter().any(|finding| finding.severity == Severity::Error) {
+        return Ok(Output { cluster, findings: findings.0, planned: Vec::new(), monthly_cost_usd: 0.0 });
+    }
+    let (network, there) = ensure_network::foresee(cx, &asked.network(zones)).await?;
+    let existing = there.filter(|_| matches!(spec.network, NetworkSpec::Existing(_)));
+    let subnet_ids = existing.map(|network| network.private_subnet_ids).unwrap_or_default();
+    let (roles, queue, on_cluster) = futures::try_join!(
+        ensure_cluster_roles::plan(cx, &cluster, &spec.tags),
+        ensure_interruption_queue::plan(cx, &cluster, &spec.tags),
+        on_cluster(cx, &asked, subnet_ids),
+    )?;
+    let planned = [vec![network], roles, queue, on_cluster].concat().into_iter();
     let prices = Prices::published().map_err(|error| StepError::new(ErrorName::Internal, error))?;
-    let planned: Vec<Planned> =
-        planned.into_iter().chain(on_cluster).map(|planned| priced(planned, &spec, &prices)).collect();
+    let planned: Vec<Planned> = planned.map(|planned| priced(planned, &spec, &prices)).collect();
     let monthly_cost_usd = monthly_cost_usd(&planned);
     Ok(Output { cluster, findings: findings.0, planned, monthly_cost_usd })
 }
 
-/// The control plane and everything that belongs to it.
-async fn on_cluster(cx: &Context, asked: &Asked<'_>) -> Result<Vec<Planned>, StepError> {
+/// The control plane and everything that belongs to it; `subnet_ids` are those of an existing network.
+async fn on_cluster(cx: &Context, asked: &Asked<'_>, subnet_ids: Vec<String>) -> Result<Vec<Planned>, StepError> {
     let Asked { cluster, spec } = asked;
     let (control_plane, there) = create_cluster::plan(cx, &asked.control_plane()).await?;
     let is_there = there.is_some();
@@ -115,9 +114,10 @@ async fn on_cluster(cx: &Context, asked: &Asked<'_>) -> Result<Vec<Planned>, Ste
             Some(there) => Some(cluster::connect(cx, cluster, &there.endpoint).await?),
             None => None,
         };
+        let (karpenter, pools) = (asked.karpenter(&facts), asked.node_pools(&facts, subnet_ids));
         let (karpenter, pools) = futures::try_join!(
-            install_karpenter::plan(login.as_ref(), &asked.karpenter(&facts)),
-            async { apply_node_pools::plan(login.as_ref(), &asked.node_pools(&facts)).await },
+            install_karpenter::plan(login.as_ref(), &karpenter),
+            apply_node_pools::plan(login.as_ref(), &pools),
         )?;
         Ok::<_, StepError>([karpenter, pools].concat())
     };
@@ -260,12 +260,13 @@ impl Asked<'_> {
         }
     }
 
-    fn node_pools(&self, facts: &Facts) -> apply_node_pools::Input {
+    fn node_pools(&self, facts: &Facts, subnet_ids: Vec<String>) -> apply_node_pools::Input {
         apply_node_pools::Input {
             run: no_run(),
             cluster: self.cluster.clone(),
             node_pools: self.spec.node_pools.clone(),
             karpenter_node_role_name: names::role(self.cluster, "node"),
+            subnet_ids,
             security_group_id: facts.security_group_id.clone(),
             tags: self.spec.tags.clone(),
             endpoint: facts.endpoint.clone(),
