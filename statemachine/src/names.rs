@@ -176,7 +176,10 @@ mod tests {
             let made = roles
                 .chain([addon_role(key, "aws-ebs-csi-driver"), addon_role(key, "core")])
                 .map(|name| format!("role {}", name.to_lowercase()))
-                .chain(["node-lifecycle", "interruption"].map(|part| format!("policy {}", policy(key, part).to_lowercase())))
+                .chain(
+                    ["node-lifecycle", "interruption"]
+                        .map(|part| format!("policy {}", policy(key, part).to_lowercase())),
+                )
                 .chain(kinds.iter().map(|kind| format!("rule {}", rule(key, kind))))
                 .chain([format!("queue {}", queue(key)), format!("stack {}", stack(key))]);
             for name in made {

@@ -59,13 +59,16 @@ async fn a_bad_spec_ends_before_anything_is_made() {
     let places = network(&deployed).await;
     let mut bad: Vec<_> = corpus().into_iter().filter(|(name, _)| name.starts_with("world-")).collect();
     // And one of those that need no world, through the machine's own door.
-    bad.push(("a-wrong-shape".to_owned(), Bad {
-        given: None,
-        spec: json!({"name": "demo", "core": {"size": "two"}}),
-        error: "InvalidInput".to_owned(),
-        path: None,
-        says: "$.core.size".to_owned(),
-    }));
+    bad.push((
+        "a-wrong-shape".to_owned(),
+        Bad {
+            given: None,
+            spec: json!({"name": "demo", "core": {"size": "two"}}),
+            error: "InvalidInput".to_owned(),
+            path: None,
+            says: "$.core.size".to_owned(),
+        },
+    ));
     bad.sort_by_key(|(_, bad)| bad.given.is_some());
     let mut before = deployed.last_call();
     let mut wrong = Vec::new();

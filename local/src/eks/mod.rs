@@ -188,7 +188,6 @@ impl Eks {
             "ListFargateProfiles" => self.list_fargate_profiles(&request),
             "UpdateNodegroupConfig" => self.update_nodegroup_config(&request),
             "DeleteNodegroup" => self.delete_nodegroup(&request),
-            "ListFargateProfiles" => self.list_fargate_profiles(&request),
             "CreateAddon" => self.create_addon(&request).await,
             "DescribeAddon" => self.describe_addon(&request).await,
             "ListAddons" => self.list_addons(&request),

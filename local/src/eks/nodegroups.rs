@@ -382,12 +382,6 @@ impl Eks {
         objects::apply(&admin, &labelled).await.map_err(unreachable)
     }
 
-    /// There are none here, which is an answer: CreateFargateProfile is refused.
-    pub(super) fn list_fargate_profiles(&self, request: &Request) -> Result<Value, AwsError> {
-        self.state().cluster(&request.cluster())?;
-        request.page("fargateProfileNames", &[])
-    }
-
     pub(super) fn delete_nodegroup(&self, request: &Request) -> Result<Value, AwsError> {
         let (id, name) = (request.cluster(), request.text("nodegroupName").to_owned());
         let mut state = self.state();

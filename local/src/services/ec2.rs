@@ -7,15 +7,29 @@ use async_trait::async_trait;
 use http::{HeaderMap, HeaderValue, Method, header};
 use serde_json::json;
 
-use crate::gateway::authorize::RolePolicies;
+use super::iam::Iam;
 use crate::gateway::call::{Answer, AwsError, Call, Principal, Service};
 use crate::gateway::wire;
 use crate::propagation::Changes;
 
+/// Whoever knows instance profiles.
+#[async_trait]
+pub trait Profiles: Send + Sync {
+    /// The ARN of an account's instance profile; `None` if there is no such profile.
+    async fn profile_arn(&self, account: &str, name: &str) -> Option<String>;
+}
+
+#[async_trait]
+impl Profiles for Iam {
+    async fn profile_arn(&self, account: &str, name: &str) -> Option<String> {
+        self.arn(account, "instance-profile", name).await
+    }
+}
+
 /// EC2 over an emulator.
 pub struct Ec2 {
     emulator: Arc<dyn Service>,
-    iam: Arc<dyn RolePolicies>,
+    iam: Arc<dyn Profiles>,
     changes: Arc<Changes>,
 }
 
@@ -29,7 +43,7 @@ enum Profile {
 impl Ec2 {
     /// EC2 over an emulator, which looks profiles up in `iam` and hears of `changes`.
     #[must_use]
-    pub fn new(emulator: Arc<dyn Service>, iam: Arc<dyn RolePolicies>, changes: Arc<Changes>) -> Arc<Self> {
+    pub fn new(emulator: Arc<dyn Service>, iam: Arc<dyn Profiles>, changes: Arc<Changes>) -> Arc<Self> {
         Arc::new(Self { emulator, iam, changes })
     }
 
@@ -45,7 +59,7 @@ impl Ec2 {
             Profile::Arn(arn) => ("iamInstanceProfile.arn", arn, "ARN"),
         };
         let name = given.rsplit('/').next().unwrap_or(given);
-        let found = self.iam.arn(&call.account, "instance-profile", name).await;
+        let found = self.iam.profile_arn(&call.account, name).await;
         let arn = found.filter(|arn| matches!(profile, Profile::Name(_)) || arn == given);
         let seen = arn.and_then(|arn| Some((self.changes.seen(&arn, "ec2", json!({"hasRole": true}))?, arn)));
         let message = match seen {
@@ -121,7 +135,6 @@ mod tests {
 
     use std::time::Duration;
 
-    use serde_json::Value;
     use slipway_states::clock::ScaledClock;
 
     use super::*;
@@ -146,12 +159,8 @@ mod tests {
     }
 
     #[async_trait]
-    impl RolePolicies for Anything {
-        async fn policies(&self, _role_arn: &str) -> Option<Vec<Value>> {
-            None
-        }
-
-        async fn arn(&self, _account: &str, _kind: &str, name: &str) -> Option<String> {
+    impl Profiles for Anything {
+        async fn profile_arn(&self, _account: &str, name: &str) -> Option<String> {
             (name == "core").then(|| ARN.to_owned())
         }
     }

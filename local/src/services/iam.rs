@@ -219,7 +219,7 @@ impl Iam {
     }
 
     /// The whole ARN of a thing of IAM's, whose path its name does not tell.
-    async fn arn(&self, account: &str, kind: &str, name: &str) -> Option<String> {
+    pub(super) async fn arn(&self, account: &str, kind: &str, name: &str) -> Option<String> {
         let (action, member) = match kind {
             "role" => ("GetRole", "RoleName"),
             "instance-profile" => ("GetInstanceProfile", "InstanceProfileName"),

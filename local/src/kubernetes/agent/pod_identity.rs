@@ -112,6 +112,7 @@ async fn credentials(aws: &Aws, cluster: &str, machine: &Machine, token: &str) -
         account: aws.account.clone(),
         role_arn: Some(machine.role_arn.clone()),
         function: None,
+        session_policies: None,
     };
     let path = format!("/clusters/{cluster}/assume-role-for-pod-identity");
     let aws = Aws { principal, ..aws.clone() };
