@@ -107,7 +107,8 @@ pub fn compare(deployed: &Deployed, tour: &str) -> anyhow::Result<()> {
     if std::env::var_os("SLIPWAY_WRITE_PRIVILEGES").is_some() {
         let mut lines: Vec<&str> = used.iter().map(String::as_str).collect();
         lines.push("");
-        return std::fs::write(repository::root().join(file(tour)), lines).context("write the privileges down");
+        return std::fs::write(repository::root().join(file(tour)), lines.join("\n"))
+            .context("write the privileges down");
     }
     let allowed: BTreeSet<String> = allowed(&template).iter().map(ToString::to_string).collect();
     let idle: Vec<String> =

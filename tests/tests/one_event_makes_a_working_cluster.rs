@@ -27,6 +27,9 @@ async fn one_event_makes_a_working_cluster() {
     the_table_remembers_the_run(&deployed).await;
     let ready = listener.next("Cluster Ready").await.unwrap();
     assert_eq!(ready["detail"]["cluster"]["name"], "innovate-dev", "{ready}");
+    // Again, over what is there: whatever looks before it changes something looks now.
+    let again = deployed.provision(&spec()).await.unwrap();
+    assert_eq!(again.status, "SUCCEEDED", "{}: {}", again.error, again.cause);
     nobody_was_denied_anything(&deployed);
 
     a_second_run_changes_nothing(&deployed, ended.took).await;
