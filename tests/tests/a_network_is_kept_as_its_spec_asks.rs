@@ -100,7 +100,6 @@ async fn a_network_is_kept_as_its_spec_asks() {
     its_drift_is_found(&deployed, &aws, &output).await;
     a_failure_is_told_and_cleared_away(&deployed, &aws).await;
     others_networks_are_checked_and_shared(&deployed, &aws, &output).await;
-    assert_eq!(deployed.cloud.gateway().warnings(), []);
     deployed.cloud.stop().await;
 }
 
