@@ -1,7 +1,5 @@
 //! What a run and its cluster cost, at the published prices.
 
-use std::collections::BTreeMap;
-
 use serde_json::Value;
 use slipway_statemachine::prices::Prices;
 

@@ -193,7 +193,8 @@ async fn groups_are_held_by_rules_and_interfaces(ec2: &Ec2, vpc: &str, subnet: &
     let endpoint = endpoint.send().await.unwrap().vpc_endpoint.unwrap().vpc_endpoint_id.unwrap();
     assert_eq!(refused(delete().await), held, "by the interface of an endpoint");
     let unknown = "vpce-0123456789abcdef0";
-    let deleted = ec2.delete_vpc_endpoints().vpc_endpoint_ids(&endpoint).vpc_endpoint_ids(unknown).send().await.unwrap();
+    let deleted =
+        ec2.delete_vpc_endpoints().vpc_endpoint_ids(&endpoint).vpc_endpoint_ids(unknown).send().await.unwrap();
     let unsuccessful = &deleted.unsuccessful()[0];
     assert_eq!(unsuccessful.resource_id(), Some(unknown));
     assert_eq!(unsuccessful.error().unwrap().code(), Some("InvalidVpcEndpointId.NotFound"));

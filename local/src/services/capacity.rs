@@ -23,11 +23,7 @@ impl Shortage {
     /// A shortage of a type in a zone by a way of paying, each a name or `*`.
     #[must_use]
     pub fn of(instance_type: &str, zone: &str, capacity_type: &str) -> Self {
-        Self {
-            instance_type: instance_type.to_owned(),
-            zone: zone.to_owned(),
-            capacity_type: capacity_type.to_owned(),
-        }
+        Self { instance_type: instance_type.to_owned(), zone: zone.to_owned(), capacity_type: capacity_type.to_owned() }
     }
 }
 
