@@ -11,13 +11,21 @@ SPEC ?= examples/innovate-dev.json
 # Warnings are errors here, not while you type. The same everywhere, since another value compiles the workspace again.
 STRICT := CLIPPY_ARGS='-Dwarnings__CLIPPY_HACKERY__'
 
-.PHONY: help demo test soak cloud stop setup build schemas deny fmt
+.PHONY: help demo down nuke-dry-run test soak cloud stop setup build schemas deny fmt
 
 help: ## This list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: setup build ## A cluster with a working Karpenter on this machine, from one event (KEEP=1 leaves it running, SPEC=file)
 	@exec $(TARGET)/slipway-local demo --speed $(SPEED) --spec $(SPEC) $(if $(KEEP),--keep)
+
+down: build ## Takes the cluster of KEEP=1 away, prints what is left of it, and ends the cloud (SPEC=file)
+	@[ -f .slipway/cloud.env ] || { echo "nothing is running: make demo KEEP=1 leaves a cluster"; exit 1; }
+	@source .slipway/cloud.env && $(TARGET)/slipway down --spec $(SPEC) --network --workloads --speed $(SPEED)
+	@$(TARGET)/slipway-local stop
+
+nuke-dry-run: build ## What a sweep would remove from the account of your credentials, or of the running local cloud; removes nothing
+	@if [ -f .slipway/cloud.env ]; then source .slipway/cloud.env; fi; exec $(TARGET)/slipway sweep --all
 
 cloud: setup build ## The local cloud alone, with the template deployed
 	@exec $(TARGET)/slipway-local up --detach --speed $(SPEED)

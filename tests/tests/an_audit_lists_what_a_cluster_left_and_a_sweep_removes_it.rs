@@ -62,8 +62,8 @@ async fn leave(cloud: &Deployed, name: &str) -> Left {
     let trust = json!({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "sts:AssumeRole",
         "Principal": {"Service": "ec2.amazonaws.com"}}]});
     let role_name = names::role(&key, "node");
-    let role = iam.create_role().role_name(&role_name).assume_role_policy_document(trust.to_string());
-    ours.insert(role.tags(tag.clone()).send().await.unwrap().role.unwrap().arn);
+    let node_role = iam.create_role().role_name(&role_name).assume_role_policy_document(trust.to_string());
+    ours.insert(node_role.tags(tag.clone()).send().await.unwrap().role.unwrap().arn);
     let allow =
         json!({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "sqs:*", "Resource": "*"}]});
     let policy =
@@ -100,7 +100,6 @@ async fn leave(cloud: &Deployed, name: &str) -> Left {
         ("Subnets.member.1", subnet.subnet_id.unwrap()),
         ("Tags.member.1.Key", owned),
         ("Tags.member.1.Value", "owned".to_owned()),
-        ("Version", "2015-12-01".to_owned()),
     ];
     let balancer: Vec<(&str, &str)> = balancer.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let answer = aws.query("elasticloadbalancing", "CreateLoadBalancer", &balancer).await.unwrap();

@@ -84,7 +84,8 @@ async fn a_changed_spec_converges_in_place(deployed: &Deployed) {
     let eks = aws_sdk_eks::Client::new(&deployed.config);
     let cluster = eks.describe_cluster().name("innovate-dev").send().await.unwrap().cluster.unwrap();
     let setups = cluster.logging.unwrap().cluster_logging.unwrap();
-    let on: BTreeSet<_> = setups.iter().filter(|s| s.enabled == Some(true)).flat_map(aws_sdk_eks::types::LogSetup::types).collect();
+    let on: BTreeSet<_> =
+        setups.iter().filter(|s| s.enabled == Some(true)).flat_map(aws_sdk_eks::types::LogSetup::types).collect();
     assert_eq!(on.iter().map(|kind| kind.as_str()).collect::<Vec<_>>(), ["api", "audit"]);
     let tags = cluster.tags.unwrap();
     assert_eq!((tags["team"].as_str(), tags["cost"].as_str()), ("shop", "7"));

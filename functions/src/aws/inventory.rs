@@ -541,14 +541,13 @@ mod tests {
 
     #[test]
     fn the_tagging_api_adds_only_what_no_service_lists() {
-        let kind = |rest: &str| kind_of(&format!("arn:aws:{rest}"));
-        assert_eq!(kind("ec2:eu-west-1:1:instance/i-1"), None);
-        assert_eq!(kind("eks:eu-west-1:1:cluster/demo"), None);
-        assert_eq!(kind("ec2:eu-west-1:1:fleet/fleet-1"), None);
-        assert_eq!(kind("ec2:eu-west-1:1:subnet/subnet-1"), Some((Kind::Vpc, "subnet-1")));
-        assert_eq!(kind("ec2:eu-west-1:1:snapshot/snap-1"), Some((Kind::Other, "snapshot/snap-1")));
-        assert_eq!(kind("sqs:eu-west-1:1:Karpenter-demo"), Some((Kind::Queue, "Karpenter-demo")));
-        assert_eq!(kind("s3:::bucket"), Some((Kind::Other, "bucket")));
+        assert_eq!(kind_of("arn:aws:ec2:eu-west-1:1:instance/i-1"), None);
+        assert_eq!(kind_of("arn:aws:eks:eu-west-1:1:cluster/demo"), None);
+        assert_eq!(kind_of("arn:aws:ec2:eu-west-1:1:fleet/fleet-1"), None);
+        assert_eq!(kind_of("arn:aws:ec2:eu-west-1:1:subnet/subnet-1"), Some((Kind::Vpc, "subnet-1")));
+        assert_eq!(kind_of("arn:aws:ec2:eu-west-1:1:snapshot/snap-1"), Some((Kind::Other, "snapshot/snap-1")));
+        assert_eq!(kind_of("arn:aws:sqs:eu-west-1:1:Karpenter-demo"), Some((Kind::Queue, "Karpenter-demo")));
+        assert_eq!(kind_of("arn:aws:s3:::bucket"), Some((Kind::Other, "bucket")));
     }
 
     #[test]

@@ -301,6 +301,7 @@ pub(super) fn version(service: &str) -> &'static str {
         "iam" => "2010-05-08",
         "sts" => "2011-06-15",
         "cloudformation" => "2010-05-15",
+        "elasticloadbalancing" => "2015-12-01",
         _ => "",
     }
 }

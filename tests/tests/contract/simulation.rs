@@ -35,14 +35,6 @@ fn machines() -> Vec<Machine> {
     repository::machines().unwrap().iter().map(|name| named(name)).collect()
 }
 
-/// The steps that the provision machine calls.
-fn provision_steps() -> Vec<&'static str> {
-    let definition = repository::read("statemachine/provision.asl.json").unwrap();
-    let called: Vec<String> =
-        definition.split("\"${").skip(1).map(|rest| samples::kebab(rest.split("Function}").next().unwrap())).collect();
-    steps::ALL.iter().map(|step| step.name).filter(|step| called.iter().any(|name| name == step)).collect()
-}
-
 /// A step's failure as Lambda reports it.
 fn failure(name: &str, message: &str) -> TaskError {
     TaskError::from_function_error(&json!({ "errorType": name, "errorMessage": message, "stackTrace": [] }))
