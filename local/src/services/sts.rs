@@ -242,24 +242,6 @@ impl Sts {
         Ok((!policies.is_empty()).then(|| Arc::new(policies)))
     }
 
-    /// The policies that a session is asked to keep to, written out (`Policy`) or managed ones (`PolicyArns`).
-    async fn session_policies(
-        &self,
-        parameters: &BTreeMap<String, String>,
-        role_arn: &str,
-    ) -> Result<Option<Arc<Vec<Value>>>, AwsError> {
-        let mut policies = Vec::new();
-        if let Some(text) = parameters.get("Policy") {
-            let malformed = |_| AwsError::new(400, "MalformedPolicyDocument", "This policy contains invalid Json");
-            policies.push(serde_json::from_str(text).map_err(malformed)?);
-        }
-        for arn in (1..).map_while(|n| parameters.get(&format!("PolicyArns.member.{n}.arn"))) {
-            let missing = || AwsError::new(400, "ValidationError", format!("Policy {arn} does not exist."));
-            policies.push(self.iam.managed(role_arn, arn).await.ok_or_else(missing)?);
-        }
-        Ok((!policies.is_empty()).then(|| Arc::new(policies)))
-    }
-
     /// Makes a session and answers its `Credentials` and `AssumedRoleUser`.
     fn hand_out(
         &self,
