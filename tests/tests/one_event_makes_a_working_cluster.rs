@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use slipway_local::cloud::Kubernetes;
 use slipway_local::gateway::record::Entry;
-use slipway_tests::{cloud::Deployed, heard::Listener, privileges};
+use slipway_tests::{account, cloud::Deployed, heard::Listener, privileges};
 
 fn spec() -> Value {
     serde_json::from_str(include_str!("../../examples/innovate-dev.json")).unwrap()
@@ -18,6 +18,7 @@ async fn one_event_makes_a_working_cluster() {
     let deployed = Deployed::start(Kubernetes::Real).await.unwrap();
     let listener = Listener::start(&deployed.config).await.unwrap();
 
+    let before = account::inventory(&deployed.config).await.unwrap();
     let ended = deployed.provision(&spec()).await.unwrap();
     nobody_was_denied_anything(&deployed);
     assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
@@ -27,17 +28,19 @@ async fn one_event_makes_a_working_cluster() {
     the_table_remembers_the_run(&deployed).await;
     let ready = listener.next("Cluster Ready").await.unwrap();
     assert_eq!(ready["detail"]["cluster"]["name"], "innovate-dev", "{ready}");
-    // Again, over what is there: whatever looks before it changes something looks now.
-    let again = deployed.provision(&spec()).await.unwrap();
-    assert_eq!(again.status, "SUCCEEDED", "{}: {}", again.error, again.cause);
-    nobody_was_denied_anything(&deployed);
-
     a_second_run_changes_nothing(&deployed, ended.took).await;
+    a_plan_of_what_is_there_keeps_it(&deployed).await;
     a_changed_spec_converges_in_place(&deployed).await;
     what_the_spec_no_longer_names_goes(&deployed).await;
     what_eks_cannot_change_is_refused_before_anything_is_touched(&deployed).await;
     nobody_was_denied_anything(&deployed);
     privileges::compare(&deployed, "provision").unwrap();
+
+    the_cluster_is_taken_away(&deployed, &before).await;
+    let deleted = listener.next("Cluster Deleted").await.unwrap();
+    assert_eq!(deleted["detail"]["cluster"]["name"], "innovate-dev", "{deleted}");
+    a_second_teardown_changes_nothing(&deployed).await;
+    nobody_was_denied_anything(&deployed);
     deployed.cloud.stop().await;
 }
 
@@ -54,6 +57,45 @@ async fn a_second_run_changes_nothing(deployed: &Deployed, first: Duration) {
 fn changes(deployed: &Deployed, since: u64) -> Vec<String> {
     let calls = deployed.mutations(since).into_iter();
     calls.map(|call| format!("{}:{} by {}", call.service, call.action, call.principal)).collect()
+}
+
+async fn a_plan_of_what_is_there_keeps_it(deployed: &Deployed) {
+    let calls = deployed.last_call();
+    let objects = deployed.kubernetes_mutations("innovate-dev").unwrap().len();
+    let mut asked = spec();
+    asked["mode"] = json!("plan");
+    let ended = deployed.provision(&asked).await.unwrap();
+    assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
+    let planned = ended.output["planned"].as_array().unwrap();
+    let others: Vec<_> = planned.iter().filter(|thing| thing["verb"] != "keep").collect();
+    assert!(planned.len() > 50 && others.is_empty(), "{} things, of which not kept: {others:#?}", planned.len());
+    assert_eq!(changes(deployed, calls), Vec::<String>::new());
+    assert_eq!(deployed.kubernetes_mutations("innovate-dev").unwrap()[objects..], Vec::<String>::new());
+}
+
+async fn the_cluster_is_taken_away(deployed: &Deployed, before: &BTreeSet<String>) {
+    let request = json!({ "name": "innovate-dev", "network": "delete", "liftDeletionProtection": true });
+    let ended = deployed.run_machine("slipway-teardown", &request).await.unwrap();
+    assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
+    assert_eq!(ended.output["notes"], json!([]), "nothing was skipped: {}", ended.output);
+    let after = account::inventory(&deployed.config).await.unwrap();
+    let left: Vec<_> = after.difference(before).collect();
+    let lost: Vec<_> = before.difference(&after).collect();
+    assert!(left.is_empty() && lost.is_empty(), "left: {left:#?}, lost: {lost:#?}");
+    let rows = deployed.rows("innovate-dev").await.unwrap();
+    let (_, spec) = rows.iter().find(|(sk, _)| sk == "SPEC").unwrap();
+    assert_eq!(spec["status"], "Deleted", "{spec}");
+}
+
+async fn a_second_teardown_changes_nothing(deployed: &Deployed) {
+    let since = deployed.last_call();
+    let request = json!({ "name": "innovate-dev", "network": "delete" });
+    let ended = deployed.run_machine("slipway-teardown", &request).await.unwrap();
+    assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
+    assert!(ended.output["notes"][0].as_str().unwrap().contains("absent"), "{}", ended.output);
+    let changes: Vec<String> =
+        deployed.mutations(since).iter().map(|c| format!("{}:{}", c.service, c.action)).collect();
+    assert!(changes.is_empty(), "{changes:?}");
 }
 
 /// The spec that the changed cluster has: logs, an admin more, other tags, another way to buy, a driver with a role.

@@ -12,6 +12,7 @@ use aws_sdk_ec2::{
     types::{Filter, Reservation},
 };
 use aws_sdk_resourcegroupstagging::types::TagFilter;
+use slipway_karpenter::policy::interruption_rules;
 use slipway_statemachine::{ClusterKey, Kind, StepError, names};
 
 use super::{
@@ -430,8 +431,9 @@ async fn queues_and_rules(cx: &Context, place: Place<'_>) -> Result<Vec<Resource
 
 /// What all rules of a cluster begin with; a long name is cut, and then only the part that is common is left.
 fn rule_beginning(cluster: &ClusterKey) -> String {
-    let (one, other) = (names::rule(cluster, "a"), names::rule(cluster, "b"));
-    one.chars().zip(other.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect()
+    let rules: Vec<String> = interruption_rules().iter().map(|rule| names::rule(cluster, rule.kind)).collect();
+    let common = |(at, _): &(usize, char)| rules.iter().all(|rule| rule.get(..=*at) == rules[0].get(..=*at));
+    rules[0].char_indices().take_while(common).map(|(_, letter)| letter).collect()
 }
 
 /// Log groups and stacks by name, and what bears a tag and is of no type above.
