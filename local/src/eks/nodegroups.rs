@@ -190,9 +190,8 @@ impl Eks {
         let deadline = Instant::now() + self.config.clock.real(PATIENCE).max(LEAST_PATIENCE);
         let security_group = security_group.as_str().unwrap_or_default();
         while let Err(refusal) = self.scale(aws, id, &view, &profile, security_group).await {
-            // EC2 hears of a new profile, and of the role in it, later than EKS, which made them.
-            let words = ["Invalid IAM Instance Profile name", "has no associated IAM Roles"];
-            let unheard_of = words.iter().any(|words| refusal.message.contains(words));
+            // EC2 hears of a new profile later than EKS, which made it.
+            let unheard_of = refusal.message.contains("Invalid IAM Instance Profile name");
             if !unheard_of || Instant::now() > deadline {
                 let group = view["resources"]["autoScalingGroups"][0]["name"].as_str().unwrap_or_default();
                 return Err(Issue {

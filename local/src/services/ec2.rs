@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use http::{HeaderMap, HeaderValue, Method, header};
-use serde_json::json;
 
 use super::iam::Iam;
 use crate::gateway::call::{Answer, AwsError, Call, Principal, Service};
@@ -47,7 +46,7 @@ impl Ec2 {
         Arc::new(Self { emulator, iam, changes })
     }
 
-    /// EC2's refusal of instances with a profile that it does not know, or without a role in it.
+    /// EC2's refusal of instances with a profile that it does not know.
     async fn unknown_profile(&self, call: &Call) -> Option<AwsError> {
         let parameters = wire::parameters(call);
         let profile = match asked(&parameters, "IamInstanceProfile") {
@@ -61,14 +60,10 @@ impl Ec2 {
         let name = given.rsplit('/').next().unwrap_or(given);
         let found = self.iam.profile_arn(&call.account, name).await;
         let arn = found.filter(|arn| matches!(profile, Profile::Name(_)) || arn == given);
-        let seen = arn.and_then(|arn| Some((self.changes.seen(&arn, "ec2", json!({"hasRole": true}))?, arn)));
-        let message = match seen {
-            Some((state, _)) if state["hasRole"] == true => return None,
-            Some((_, arn)) => format!("IAM Instance Profile \"{arn}\" has no associated IAM Roles"),
-            None => {
-                format!("Value ({given}) for parameter {member} is invalid. Invalid IAM Instance Profile {word}")
-            }
-        };
+        if arn.is_some_and(|arn| self.changes.believed(&arn, "ec2")) {
+            return None;
+        }
+        let message = format!("Value ({given}) for parameter {member} is invalid. Invalid IAM Instance Profile {word}");
         Some(AwsError::new(400, "InvalidParameterValue", message))
     }
 
@@ -202,14 +197,5 @@ mod tests {
         }
         assert_eq!(run(&changes, &[]).await, None);
         assert!(run(&changes, &[("IamInstanceProfile.Name", "absent")]).await.is_some());
-    }
-
-    #[tokio::test]
-    async fn a_profile_has_no_role_until_ec2_has_heard_of_it() {
-        let never = Propagation { seed: 1, shortest: Duration::from_hours(1), longest: Duration::from_hours(1) };
-        let changes = Arc::new(Changes::new(never, ScaledClock::new(1.0)));
-        changes.record(ARN, Some(json!({"hasRole": false})));
-        let refused = run(&changes, &[("IamInstanceProfile.Name", "core")]).await.unwrap();
-        assert_eq!(refused.message, format!("IAM Instance Profile \"{ARN}\" has no associated IAM Roles"));
     }
 }

@@ -184,27 +184,32 @@ impl Iam {
     }
 
     /// The thing that a call changes, and what it is before.
-    async fn about_to_change(&self, call: &Call, parameters: &BTreeMap<String, String>) -> Option<(String, Value)> {
+    async fn about_to_change(
+        &self,
+        call: &Call,
+        parameters: &BTreeMap<String, String>,
+    ) -> Option<(String, Option<Value>)> {
         let named = |member: &str| parameters.get(member).map(String::as_str);
         match call.action.as_str() {
             "UpdateAssumeRolePolicy" => {
                 let arn = self.arn(&call.account, "role", named("RoleName")?).await?;
                 let trust = self.role(&arn).await?.trust;
-                Some((arn, trust))
+                Some((arn, Some(trust)))
             }
             "AddClientIDToOpenIDConnectProvider" | "RemoveClientIDFromOpenIDConnectProvider" => {
                 let arn = named("OpenIDConnectProviderArn")?;
-                Some((arn.to_owned(), json!(self.client_ids(arn).await?)))
+                Some((arn.to_owned(), Some(json!(self.client_ids(arn).await?))))
             }
             "AddRoleToInstanceProfile" => {
                 let arn = self.arn(&call.account, "instance-profile", named("InstanceProfileName")?).await?;
-                Some((arn, json!({"hasRole": false})))
+                // Without a role in it a profile is none to anybody.
+                Some((arn, None))
             }
             _ => None,
         }
     }
 
-    fn write_down(&self, action: &str, answer: &Answer, changed: Option<(String, Value)>) {
+    fn write_down(&self, action: &str, answer: &Answer, changed: Option<(String, Option<Value>)>) {
         let made = match action {
             "CreateRole" | "CreateInstanceProfile" => Some("Arn"),
             "CreateOpenIDConnectProvider" => Some("OpenIDConnectProviderArn"),
@@ -214,7 +219,7 @@ impl Iam {
         if let Some(arn) = arn {
             self.changes.record(&arn, None);
         } else if let Some((arn, before)) = changed {
-            self.changes.record(&arn, Some(before));
+            self.changes.record(&arn, before);
         }
     }
 
