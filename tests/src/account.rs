@@ -65,7 +65,7 @@ async fn networks(config: &SdkConfig, found: &mut BTreeSet<String>) -> anyhow::R
     use aws_sdk_ec2::types::{
         InternetGateway, NatGateway, NatGatewayState, NetworkInterface, RouteTable, SecurityGroup,
     };
-    use aws_sdk_ec2::types::{Subnet, Vpc, VpcEndpoint};
+    use aws_sdk_ec2::types::{State, Subnet, Vpc, VpcEndpoint};
     let ec2 = aws_sdk_ec2::Client::new(config);
     each!(found, "vpc", ec2.describe_vpcs(), |vpc: Vpc| vpc.vpc_id);
     each!(found, "subnet", ec2.describe_subnets(), |subnet: Subnet| subnet.subnet_id);
@@ -73,7 +73,9 @@ async fn networks(config: &SdkConfig, found: &mut BTreeSet<String>) -> anyhow::R
     each!(found, "interface", ec2.describe_network_interfaces(), |one: NetworkInterface| one.network_interface_id);
     each!(found, "route table", ec2.describe_route_tables(), |table: RouteTable| table.route_table_id);
     each!(found, "internet gateway", ec2.describe_internet_gateways(), |one: InternetGateway| one.internet_gateway_id);
-    each!(found, "endpoint", ec2.describe_vpc_endpoints(), |one: VpcEndpoint| one.vpc_endpoint_id);
+    each!(found, "endpoint", ec2.describe_vpc_endpoints(), |one: VpcEndpoint| {
+        (one.state != Some(State::Deleted)).then_some(one.vpc_endpoint_id).flatten()
+    });
     each!(found, "NAT gateway", ec2.describe_nat_gateways(), |gateway: NatGateway| {
         (gateway.state != Some(NatGatewayState::Deleted)).then_some(gateway.nat_gateway_id).flatten()
     });

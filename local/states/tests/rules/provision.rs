@@ -35,7 +35,7 @@ fn spec() -> Value {
         },
         "nodePools": [{ "name": "x86", "architecture": "amd64" }, { "name": "graviton", "architecture": "arm64" }],
         "addons": {}, "logging": [], "upgradePolicy": "STANDARD", "zonalShift": false, "deletionProtection": false,
-        "verify": { "image": "busybox", "when": "changed" }, "tags": {},
+        "verify": { "image": "busybox", "when": "changed" }, "adopt": false, "tags": {},
     })
 }
 
@@ -63,7 +63,8 @@ fn output(step: &str) -> Value {
         "AssociateAccessPolicy" => json!({ "entries": [] }),
         "EnsureAddons" => json!({ "addons": [] }),
         "EnsureNodeGroup" => json!({ "nodeGroup": "core", "amiType": "AL2023_ARM_64_STANDARD" }),
-        "BindIdentity" => json!({ "controllerRoleArn": "r", "policyArns": [] }),
+        "BindIdentity" => json!({ "controllerRoleArn": "r", "policyArns": [], "replaces": null }),
+        "ProbeIdentity" => json!({ "confirmations": 3, "overSeconds": 5, "waitedSeconds": 5, "unchecked": [] }),
         "InstallKarpenter" => {
             json!({ "chartVersion": "1.14.1", "chartDigest": "sha256:…", "applied": 20, "pruned": 0 })
         }
@@ -103,13 +104,16 @@ fn answer(step: &str, payload: &Value, random: &Random) -> Value {
     let waits = json!({ "done": false, "retryAfterSeconds": 45, "detail": "still at it" });
     match step {
         "CheckKarpenter" => {
-            let health = ["Ready", "Progressing", "Failed"][usize::try_from(random.bits() % 3).unwrap()];
+            let health = ["Ready", "Progressing", "Healable"][usize::try_from(random.bits() % 3).unwrap()];
             json!({
-                "health": health, "retryAfterSeconds": 10, "detail": "pods",
-                "failingPods": if health == "Failed" { json!([{ "name": "karpenter-1", "uid": "1" }]) } else { json!([]) },
+                "health": health, "retryAfterSeconds": 10, "detail": "pods", "suspect": null,
+                "error": "KarpenterNotReady", "cause": "so",
+                "failingPods": if health == "Healable" { json!([{ "name": "karpenter-1", "uid": "1" }]) } else { json!([]) },
             })
         }
-        "HealKarpenter" => json!({ "recreated": ["karpenter-1"], "heals": payload["heals"].as_u64().unwrap() + 1 }),
+        "HealKarpenter" => {
+            json!({ "recreated": ["karpenter-1"], "heals": payload["heals"].as_u64().unwrap() + 1, "retryAfterSeconds": 5 })
+        }
         "EnsureNetwork"
         | "WaitOidc"
         | "AssociateAccessPolicy"
