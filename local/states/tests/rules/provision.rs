@@ -101,7 +101,8 @@ fn function(call: &Invocation<'_>, refuses: Option<&str>) -> Answer {
 }
 
 fn answer(step: &str, payload: &Value, random: &Random) -> Value {
-    let waits = json!({ "done": false, "retryAfterSeconds": 45, "detail": "still at it" });
+    let confirmed = json!({ "times": 0, "overSeconds": 0 });
+    let waits = json!({ "done": false, "retryAfterSeconds": 45, "detail": "still at it", "confirmed": confirmed });
     match step {
         "CheckKarpenter" => {
             let health = ["Ready", "Progressing", "Healable"][usize::try_from(random.bits() % 3).unwrap()];
