@@ -263,6 +263,17 @@ fn what_the_kubelet_the_api_server_and_the_scheduler_refuse_has_its_kind() {
         assert!(diagnose(&refused(message)).cause().contains(message));
     }
 
+    let mut since = refused("pods \"karpenter-7d-x\" is forbidden: exceeded quota: tiny");
+    since.events = [("09:00:00", "exceeded quota: tiny"), ("09:01:00", "failed calling webhook \"x\"")]
+        .map(|(at, message)| {
+            json!({
+                "reason": "FailedCreate", "message": message, "lastTimestamp": format!("2026-11-22T{at}Z"),
+                "involvedObject": { "kind": "ReplicaSet" },
+            })
+        })
+        .to_vec();
+    assert_eq!(kind(&since), Kind::AdmissionRefused, "the condition keeps its first message, the events go on");
+
     let waits = "0/1 nodes are available: 1 node(s) didn't match pod anti-affinity rules.";
     let status = json!({ "conditions": [{ "type": "PodScheduled", "status": "False", "message": waits }] });
     let observed =
@@ -294,6 +305,21 @@ fn a_container_that_runs_again_gets_its_chance_and_one_on_its_way_out_is_nobodys
     let mut leaving = crashed(1, REFUSED);
     leaving.object["metadata"]["deletionTimestamp"] = json!("2026-11-22T09:00:00Z");
     assert_eq!(diagnose(&failing(leaving)).diagnosis, Diagnosis::Progressing);
+}
+
+#[test]
+fn what_an_earlier_revision_does_is_no_news() {
+    let set = |uid: &str, revision: &str| json!({ "metadata": { "uid": uid, "annotations": { "deployment.kubernetes.io/revision": revision } } });
+    let owned = |mut pod: Pod, by: &str| {
+        pod.object["metadata"]["ownerReferences"] = json!([{ "kind": "ReplicaSet", "uid": by }]);
+        pod
+    };
+    let mut observed = failing(owned(crashed(1, REFUSED), "old"));
+    observed.replica_sets = vec![set("old", "9"), set("new", "10")];
+    let report = diagnose(&observed);
+    assert_eq!((report.diagnosis, report.failing_pods.len()), (Diagnosis::Progressing, 0));
+    observed.pods.push(owned(crashed_as("", 2, NO_REGION), "new"));
+    assert_eq!(kind(&observed), Kind::NotInjected(None));
 }
 
 #[test]

@@ -162,6 +162,8 @@ pub fn diagnose(observed: &Observed) -> Report {
         };
     };
     let rollout = Rollout::of(deployment);
+    // What an earlier revision does is no news: its pods go once those of the current one are there.
+    let observed = &current(observed);
     let finding = if rollout.available() { silent_failure(observed) } else { failure(observed, deployment) };
     let diagnosis = match &finding {
         Some(finding) => finding.diagnosis.clone(),
@@ -175,6 +177,25 @@ pub fn diagnose(observed: &Observed) -> Report {
     let failing_pods = if rollout.available() { Vec::new() } else { failing_pods(observed) };
     let evidence = if diagnosis == Diagnosis::Ready { String::new() } else { evidence(observed, &detail) };
     Report { diagnosis, detail, evidence, failing_pods }
+}
+
+/// What was observed, with the ReplicaSet of the latest revision and its pods alone; all of it where none is known.
+fn current(observed: &Observed) -> Observed {
+    let mut current = observed.clone();
+    let revision = |set: &&Value| {
+        let revision = set["metadata"]["annotations"]["deployment.kubernetes.io/revision"].as_str()?;
+        revision.parse::<u64>().ok()
+    };
+    let Some(latest) = observed.replica_sets.iter().max_by_key(revision).filter(|set| revision(set).is_some()) else {
+        return current;
+    };
+    let uid = &latest["metadata"]["uid"];
+    current.replica_sets.retain(|set| set["metadata"]["uid"] == *uid);
+    current.pods.retain(|pod| {
+        let owners = pod.object.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+        owners.is_none_or(|owners| owners.iter().any(|owner| owner["uid"] == *uid))
+    });
+    current
 }
 
 /// How far a rollout is.
@@ -354,10 +375,17 @@ fn refused_pods(observed: &Observed, deployment: &Value) -> Option<Finding> {
     let objects = observed.replica_sets.iter().chain([deployment]);
     let conditions =
         objects.filter_map(|object| object.pointer("/status/conditions").and_then(Value::as_array)).flatten();
-    let message = conditions
+    let condition = conditions
         .filter(|condition| condition["type"] == "ReplicaFailure" && condition["status"] == "True")
         .map(|condition| text(condition, "/message"))
         .find(|message| !message.is_empty())?;
+    // The condition keeps its first message for as long as it holds; the events go on.
+    let created = observed
+        .events
+        .iter()
+        .filter(|event| event["reason"] == "FailedCreate" && text(event, "/involvedObject/kind") == "ReplicaSet");
+    let newest = created.max_by_key(|event| happened(event).to_owned()).map(|event| text(event, "/message"));
+    let message = newest.filter(|message| !message.is_empty()).unwrap_or(condition);
     let quota = [
         "exceeded quota",
         "failed quota",
@@ -384,6 +412,12 @@ fn refused_pods(observed: &Observed, deployment: &Value) -> Option<Finding> {
         Kind::Unknown
     };
     Some(Finding::fatal(kind, format!("its pods are refused: {}", redact(message))))
+}
+
+/// When an event happened last, as RFC 3339 sorts it.
+fn happened(event: &Value) -> &str {
+    let at = ["/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
+    at.iter().map(|at| text(event, at)).find(|at| !at.is_empty()).unwrap_or_default()
 }
 
 /// Pods that fail now. One whose container runs again may well succeed this time; if not, it is back here in seconds.
@@ -422,11 +456,7 @@ fn evidence(observed: &Observed, detail: &str) -> String {
         lines.extend(pod.last_lines(3).into_iter().map(|line| format!("  {line}")));
     }
     let mut warnings: Vec<_> = observed.events.iter().filter(|event| event["type"] == "Warning").collect();
-    let when = |event: &Value| {
-        let at = ["/lastTimestamp", "/eventTime", "/metadata/creationTimestamp"];
-        at.iter().map(|at| text(event, at)).find(|at| !at.is_empty()).unwrap_or_default().to_owned()
-    };
-    warnings.sort_by_key(|event| std::cmp::Reverse(when(event)));
+    warnings.sort_by_key(|event| std::cmp::Reverse(happened(event).to_owned()));
     for event in warnings.into_iter().take(5) {
         let (object, reason) = (text(event, "/involvedObject/name"), text(event, "/reason"));
         lines.push(redact(&format!("event {reason} of {object}: {}", text(event, "/message"))));
