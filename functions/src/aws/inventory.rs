@@ -357,8 +357,11 @@ async fn iam(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError>
     while let Some(profile) = pages.next().await {
         let profile = profile.during("iam:ListInstanceProfiles")?;
         let name = profile.instance_profile_name;
-        let call = iam.list_instance_profile_tags().instance_profile_name(&name).into_paginator().items().send();
-        let tags = call.collect::<Result<Vec<_>, _>>().await.during("iam:ListInstanceProfileTags")?;
+        let tags = match iam.get_instance_profile().instance_profile_name(&name).send().await {
+            Ok(answer) => answer.instance_profile.and_then(|profile| profile.tags).unwrap_or_default(),
+            Err(error) if code(&error) == Some("NoSuchEntity") => continue,
+            Err(error) => return Err(refused("iam:GetInstanceProfile", &error)),
+        };
         found.push(
             Resource::new(Kind::InstanceProfile, profile.arn, name)
                 .tagged(iam_tags(tags))
