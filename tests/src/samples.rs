@@ -126,6 +126,14 @@ pub fn answer(step: &str, payload: &Value) -> Value {
         })),
         "audit" => json!({ "findings": [finding()], "total": 1, "monthlyCostUsd": 0.7, "unpriced": 0 }),
         "sweep" => done(json!({ "dryRun": true, "plan": [finding()], "skipped": [] })),
+        "plan" => json!({
+            "cluster": { "account": "111122223333", "region": "eu-west-1", "name": "innovate-dev" }, "findings": [],
+            "planned": [{
+                "verb": "create", "kind": "EKS cluster", "name": "innovate-dev", "reason": "it is not there",
+                "monthlyCostUsd": 73.0,
+            }],
+            "monthlyCostUsd": 73.0,
+        }),
         "close-run" => json!({ "outcome": payload["outcome"] }),
         _ => of_teardown(step, payload),
     }
@@ -194,6 +202,16 @@ fn finding() -> Value {
     })
 }
 
+/// What the provision machine is started with for a plan.
+///
+/// # Errors
+/// When the example cannot be read.
+pub fn plan_request() -> anyhow::Result<Value> {
+    let mut request = request("provision")?;
+    request["mode"] = json!("plan");
+    Ok(request)
+}
+
 /// As open-run completes a spec.
 fn completed(raw: &Value) -> Value {
     let Ok(mut spec) = slipway_statemachine::ClusterSpec::parse(raw) else { return Value::Null };
@@ -211,19 +229,20 @@ fn completed(raw: &Value) -> Value {
 pub fn events() -> anyhow::Result<BTreeMap<String, Value>> {
     let mut events = BTreeMap::new();
     for machine in repository::machines()? {
-        for (step, payload) in events_of(&machine)? {
+        for (step, payload) in events_of(&machine, &request(&machine)?)? {
             events.entry(step).or_insert(payload);
         }
     }
+    events.extend(events_of("provision", &plan_request()?)?);
     Ok(events)
 }
 
-fn events_of(machine: &str) -> anyhow::Result<BTreeMap<String, Value>> {
+fn events_of(machine: &str, request: &Value) -> anyhow::Result<BTreeMap<String, Value>> {
     let definition = repository::definition(machine)?;
     let definition = StateMachine::parse(&definition).map_err(|problems| anyhow::anyhow!("{problems:?}"))?;
     let seen = Arc::new(Mutex::new(BTreeMap::new()));
     let recorded = Arc::clone(&seen);
-    let run = simulate(&Arc::new(definition), &request(machine)?, 1, move |invocation| {
+    let run = simulate(&Arc::new(definition), request, 1, move |invocation| {
         let step = step_of(invocation);
         let payload = &invocation.arguments["Payload"];
         let mut events = recorded.lock().unwrap_or_else(PoisonError::into_inner);

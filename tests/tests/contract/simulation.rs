@@ -100,7 +100,8 @@ fn every_payload_and_every_answer_fits_its_schema() {
         .collect();
     let schemas: Schemas = Arc::new(schemas);
     let mut called = BTreeSet::new();
-    for machine in machines() {
+    let planning = Machine { request: samples::plan_request().unwrap(), ..machine() };
+    for machine in machines().into_iter().chain([planning]) {
         called.extend(every_payload_fits(&machine, Arc::clone(&schemas)));
     }
     for step in steps::ALL {
@@ -141,6 +142,11 @@ fn a_step_that_is_never_done_ends_in_a_named_failure() {
     }
 }
 
+/// Audit and sweep look, and keep no run.
+fn opens_runs(machine: &Machine) -> bool {
+    machine.definition.graph.states.contains_key("CloseFailed")
+}
+
 fn never_done(machine: &Machine, step: &str) {
     let stuck_step = step.to_owned();
     let (simulated, calls) = run(machine, 3, move |name, payload, _| {
@@ -153,8 +159,11 @@ fn never_done(machine: &Machine, step: &str) {
     });
     let failed = simulated.result.unwrap_err();
     assert!(ErrorName::ALL.iter().any(|name| name.as_str() == failed.error), "{step}: {failed}");
-    assert!(failed.cause.contains("not yet") && failed.cause.contains("same input"), "{step}: {}", failed.cause);
-    assert_eq!(calls.last().unwrap().1["outcome"], "Failed", "{step}");
+    assert!(failed.cause.contains("not yet"), "{step}: {}", failed.cause);
+    if opens_runs(machine) {
+        assert!(failed.cause.contains("same input"), "{step}: {}", failed.cause);
+        assert_eq!(calls.last().unwrap().1["outcome"], "Failed", "{step}");
+    }
     assert!(simulated.duration < Duration::from_secs(10_000), "{step}: {:?}", simulated.duration);
 }
 
@@ -314,6 +323,7 @@ fn troubled(machine: &Machine, seed: u64) -> String {
     let opened = calls.iter().any(|(step, _, fine)| step.starts_with("open-") && *fine);
     let closed = calls.iter().rfind(|(step, ..)| step == "close-run").map(|(_, payload, _)| payload["outcome"].clone());
     match &simulated.result {
+        Ok(_) if !opens_runs(machine) => "Succeeded".to_owned(),
         Ok(output) => {
             assert_eq!((&output["outcome"], closed), (&json!("Succeeded"), Some(json!("Succeeded"))), "seed {seed}");
             "Succeeded".to_owned()
