@@ -24,6 +24,18 @@ pub(super) fn stands(manifest: &Value, there: &Value) -> bool {
         && set(fields, &manifest)
 }
 
+/// Whether two readings of an object are the same but for the API server's own book-keeping.
+pub(super) fn same(one: &Value, other: &Value) -> bool {
+    let told = |object: &Value| {
+        let mut object = object.clone();
+        if let Some(metadata) = object.pointer_mut("/metadata").and_then(Value::as_object_mut) {
+            metadata.retain(|key, _| !["managedFields", "resourceVersion", "generation"].contains(&key.as_str()));
+        }
+        object
+    };
+    told(one) == told(other)
+}
+
 /// The manifest without what names an object, which nobody owns, and without nothings, which the server drops.
 fn stripped(manifest: &Value) -> Value {
     let mut manifest = manifest.clone();

@@ -187,9 +187,25 @@ impl Cluster {
         // A kind that is not served yet has no objects.
         let there =
             if served.contains(api_version) { self.get((api_version, kind), namespace, name).await? } else { None };
-        let stands = there.as_ref().is_some_and(|there| applied::stands(manifest, there));
+        let stands = match &there {
+            None => false,
+            Some(there) => applied::stands(manifest, there) || self.try_out(manifest, there).await?,
+        };
         let told = if stands { Vec::new() } else { vec!["its fields differ".to_owned()] };
         Ok(Planned::of(&format!("Kubernetes {kind}"), name, there.map(|_| told.as_slice())))
+    }
+
+    /// Whether the API server, asked to try an apply and not to do it, would leave the object as it is.
+    async fn try_out(&self, manifest: &Value, there: &Value) -> Result<bool, StepError> {
+        let (api_version, kind) = (text(manifest, "/apiVersion"), text(manifest, "/kind"));
+        let namespace = manifest.pointer("/metadata/namespace").and_then(Value::as_str);
+        let api = self.api((api_version, kind), namespace).await?;
+        let (name, params) = (text(manifest, "/metadata/name"), PatchParams::apply(FIELD_MANAGER).force().dry_run());
+        let tried = api
+            .patch(name, &params, &Patch::Apply(manifest))
+            .await
+            .map_err(|error| self.refused(&format!("Trying {kind} {name}"), &error))?;
+        Ok(applied::same(&json(&tried)?, there))
     }
 
     /// Takes an annotation from an object of no namespace.
