@@ -24,6 +24,7 @@ pub struct DeleteNetwork;
 
 /// Of which cluster.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct Input {
     /// The run.
     pub run: Run,
@@ -32,6 +33,9 @@ pub struct Input {
     /// Seconds that this run has waited for it: 0 the first time.
     #[serde(default)]
     pub waited: u32,
+    /// Delete the stack although it is protected from deletion.
+    #[serde(default)]
+    pub lift_deletion_protection: bool,
 }
 
 /// It is gone.
@@ -40,7 +44,8 @@ pub struct Output {}
 
 impl Step for DeleteNetwork {
     const NAME: &'static str = "delete-network";
-    const ERRORS: &'static [ErrorName] = &[ErrorName::DeletionBlocked, ErrorName::NotOurs];
+    const ERRORS: &'static [ErrorName] =
+        &[ErrorName::DeletionBlocked, ErrorName::DeletionProtected, ErrorName::NotOurs];
     type Input = Input;
     type Output = Progress<Output>;
 }
@@ -55,6 +60,8 @@ pub(crate) struct Observed {
     /// The value of our tag.
     owner: Option<String>,
     vpc: Option<String>,
+    /// CloudFormation refuses its deletion.
+    protected: bool,
 }
 
 /// What to do about it.
@@ -64,14 +71,19 @@ pub(crate) enum Action {
     Done,
     /// CloudFormation works on it.
     Wait(String),
-    /// Delete it.
-    Delete,
+    /// Delete it; whether its protection has to be lifted first.
+    Delete(bool),
     /// Say why it could not go.
     Explain,
 }
 
 /// What failed to go before this run is tried again; what fails in this one is explained.
-pub(crate) fn decide(cluster: &ClusterKey, observed: Option<&Observed>, waited: u32) -> Result<Action, StepError> {
+pub(crate) fn decide(
+    cluster: &ClusterKey,
+    observed: Option<&Observed>,
+    waited: u32,
+    lift: bool,
+) -> Result<Action, StepError> {
     let Some(stack) = observed else { return Ok(Action::Done) };
     if stack.owner.as_deref() != Some(&cluster.name) {
         let name = stack_name(cluster);
@@ -83,7 +95,11 @@ pub(crate) fn decide(cluster: &ClusterKey, observed: Option<&Observed>, waited: 
         "DELETE_COMPLETE" => Action::Done,
         "DELETE_FAILED" if waited > 0 => Action::Explain,
         status if status.ends_with("_IN_PROGRESS") => Action::Wait(format!("the network's stack is {status}")),
-        _ => Action::Delete,
+        _ if stack.protected && !lift => {
+            let cause = format!("The stack {} is protected from deletion.", stack_name(cluster));
+            return Err(StepError::new(ErrorName::DeletionProtected, cause));
+        }
+        _ => Action::Delete(stack.protected),
     })
 }
 
@@ -95,17 +111,22 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
     let name = stack_name(&input.cluster);
     let observed = observe(cx, &name).await?;
     let vpc = observed.as_ref().and_then(|stack| stack.vpc.clone());
-    match decide(&input.cluster, observed.as_ref(), input.waited)? {
+    match decide(&input.cluster, observed.as_ref(), input.waited, input.lift_deletion_protection)? {
         Action::Done => Ok(Progress::done(Output {})),
         Action::Wait(detail) => Ok(Progress::wait(ASK_AGAIN, detail)),
         Action::Explain => Err(explain(cx, &name, vpc.as_deref()).await?),
-        Action::Delete => {
+        Action::Delete(protected) => {
             if let Some(vpc) = &vpc
                 && let Some(detail) = remove_guards(cx, &input, vpc).await?
             {
                 return Ok(Progress::wait(ASK_AGAIN, detail));
             }
             cx.state.hold(&input.run, &input.cluster).await?;
+            if protected {
+                let call = cx.aws.cloudformation().update_termination_protection().stack_name(&name);
+                let call = call.enable_termination_protection(false).send().await;
+                call.during("cloudformation:UpdateTerminationProtection")?;
+            }
             // A token for the run: a call that is sent twice deletes once.
             let token = format!("teardown-{}-{}", input.run.id, input.waited);
             let call = cx.aws.cloudformation().delete_stack().stack_name(&name).client_request_token(token);
@@ -131,6 +152,7 @@ fn observed(stack: &Stack) -> Observed {
         status: stack.stack_status().map_or_else(String::new, |status| status.as_str().to_owned()),
         owner: owner.and_then(|tag| tag.value.clone()),
         vpc: vpc.and_then(|output| output.output_value.clone()),
+        protected: stack.enable_termination_protection() == Some(true),
     }
 }
 
@@ -204,18 +226,26 @@ mod tests {
     }
 
     fn stack(status: &str, owner: &str) -> Observed {
-        Observed { status: status.into(), owner: Some(owner.into()), vpc: None }
+        Observed { status: status.into(), owner: Some(owner.into()), vpc: None, protected: false }
     }
 
     fn decided(status: &str, waited: u32) -> Action {
-        decide(&demo(), Some(&stack(status, "demo")), waited).unwrap()
+        decide(&demo(), Some(&stack(status, "demo")), waited, false).unwrap()
+    }
+
+    #[test]
+    fn a_protected_stack_goes_only_when_its_protection_may_be_lifted() {
+        let protected = Observed { protected: true, ..stack("CREATE_COMPLETE", "demo") };
+        let decided = |lift| decide(&demo(), Some(&protected), 0, lift);
+        assert_eq!(decided(false).unwrap_err().name, ErrorName::DeletionProtected);
+        assert_eq!(decided(true).unwrap(), Action::Delete(true));
     }
 
     #[test]
     fn a_stack_is_deleted_waited_for_and_gone() {
-        assert_eq!(decide(&demo(), None, 0).unwrap(), Action::Done);
+        assert_eq!(decide(&demo(), None, 0, false).unwrap(), Action::Done);
         for whole in ["CREATE_COMPLETE", "ROLLBACK_COMPLETE", "UPDATE_ROLLBACK_FAILED"] {
-            assert_eq!(decided(whole, 0), Action::Delete, "{whole}");
+            assert_eq!(decided(whole, 0), Action::Delete(false), "{whole}");
         }
         for busy in ["DELETE_IN_PROGRESS", "CREATE_IN_PROGRESS", "ROLLBACK_IN_PROGRESS"] {
             assert!(matches!(decided(busy, 20), Action::Wait(_)), "{busy}");
@@ -224,13 +254,13 @@ mod tests {
 
     #[test]
     fn a_failure_of_before_is_tried_again_and_one_of_now_explained() {
-        assert_eq!(decided("DELETE_FAILED", 0), Action::Delete);
+        assert_eq!(decided("DELETE_FAILED", 0), Action::Delete(false));
         assert_eq!(decided("DELETE_FAILED", 20), Action::Explain);
     }
 
     #[test]
     fn a_strangers_stack_stays() {
-        let error = decide(&demo(), Some(&stack("CREATE_COMPLETE", "demo-2")), 0).unwrap_err();
+        let error = decide(&demo(), Some(&stack("CREATE_COMPLETE", "demo-2")), 0, true).unwrap_err();
         assert_eq!(error.name, ErrorName::NotOurs);
     }
 
