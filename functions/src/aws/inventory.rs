@@ -530,7 +530,9 @@ fn kind_of(arn: &str) -> Option<(Kind, &str)> {
             | "vpc-endpoint"
             | "security-group-rule"
             | "fleet"
-            | "spot-instances-request",
+            | "spot-instances-request"
+            // As the tagging API of some emulators calls it.
+            | "spot-instance-request",
         )
         | ("elasticloadbalancing" | "eks" | "iam" | "logs" | "cloudformation", _) => None,
         ("sqs", _) => Some((Kind::Queue, name)),
