@@ -231,9 +231,10 @@ impl Workbench {
         self.recreate_pods().await?;
         let iam = aws_sdk_iam::Client::new(&self.deployed.config);
         let role = self.role();
-        if let Ok(attached) = iam.list_attached_role_policies().role_name(&role).send().await {
-            for policy in attached.attached_policies() {
-                iam.detach_role_policy().role_name(&role).set_policy_arn(policy.policy_arn.clone()).send().await?;
+        let attached = iam.list_attached_role_policies().role_name(&role).into_paginator().items().send();
+        if let Ok(attached) = attached.collect::<Result<Vec<_>, _>>().await {
+            for policy in attached {
+                iam.detach_role_policy().role_name(&role).set_policy_arn(policy.policy_arn).send().await?;
             }
             iam.delete_role().role_name(&role).send().await?;
         }

@@ -164,6 +164,7 @@ async fn what_the_spec_no_longer_names_goes(deployed: &Deployed) {
     assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
     let gone: Vec<_> = before.difference(&entries(deployed).await).cloned().collect();
     assert_eq!(gone, [SECOND_ADMIN], "the nodes' and our own entries stay");
+    aws_sdk_iam::Client::new(&deployed.config).delete_role().role_name("SecondAdmin").send().await.unwrap();
     let pools = deployed.kubectl("innovate-dev", &["get", "nodepools.karpenter.sh"]).await.unwrap();
     let staying = pools["items"].as_array().unwrap().iter();
     let staying: Vec<_> = staying.filter(|pool| pool["metadata"]["deletionTimestamp"].is_null()).collect();
