@@ -223,12 +223,12 @@ impl Process {
             tokio::fs::write(&path, kubeconfig.to_string()).await?;
             environment.insert("KUBECONFIG".to_owned(), path.display().to_string());
         }
+        // Web identity does not look at the general one. Who names another STS gets it, whether it is there or not.
+        environment.entry("AWS_ENDPOINT_URL_STS".to_owned()).or_insert_with(|| config.aws_endpoint.clone());
         // A process outside of the cluster has no file to read its namespace from.
         environment.entry("LEADER_ELECTION_NAMESPACE".to_owned()).or_insert(namespace);
         for (name, value) in [
             ("AWS_ENDPOINT_URL", config.aws_endpoint.as_str()),
-            // Web identity does not look at the general one.
-            ("AWS_ENDPOINT_URL_STS", config.aws_endpoint.as_str()),
             ("AWS_EC2_METADATA_DISABLED", "true"),
             ("HOSTNAME", &self.pod.name_any()),
             ("HOME", &self.dir.display().to_string()),

@@ -6,6 +6,8 @@ pub(super) enum Image {
     /// The kubelet cannot pull it: the tag is `missing`, or the registry's name ends in `.invalid` (reserved by
     /// RFC 2606, so no real registry has it).
     Absent(Absence),
+    /// The kubelet does not even try: the name is none.
+    Malformed,
     /// It runs for real, as a process of this machine.
     Program(&'static Program),
     /// It is taken to Running, and nothing happens in it.
@@ -40,6 +42,14 @@ impl Image {
             Some((repository, tag)) if !tag.contains('/') => (repository, tag),
             _ => (name, "latest"),
         };
+        // A reference as the distribution specification has it, as far as people get it wrong.
+        let of = |text: &str, more: &str| {
+            text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+                && text.chars().all(|c| c.is_ascii_alphanumeric() || more.contains(c))
+        };
+        if !of(tag, "_.-") || !of(repository, "_.-/:") || repository.contains(|c: char| c.is_ascii_uppercase()) {
+            return Self::Malformed;
+        }
         let registry = repository.split_once('/').map_or("", |(registry, _)| registry);
         let host = registry.split_once(':').map_or(registry, |(host, _)| host);
         if host.rsplit('.').next() == Some("invalid") {
@@ -52,6 +62,13 @@ impl Image {
             Self::Simulated
         }
     }
+}
+
+/// The kubelet's words for a name that is none.
+pub(super) fn malformed(image: &str) -> String {
+    format!(
+        "Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": invalid reference format"
+    )
 }
 
 impl Absence {
@@ -74,6 +91,9 @@ mod tests {
     fn an_image_is_known_by_its_name() {
         assert_eq!(Image::of("public.ecr.aws/docker/library/busybox:stable"), Image::Simulated);
         assert_eq!(Image::of("localhost:5000/x"), Image::Simulated);
+        for name in ["public.ecr.aws/x/y:no tag", "public.ecr.aws/X/y:1", "public.ecr.aws/x/y:", ""] {
+            assert_eq!(Image::of(name), Image::Malformed, "{name}");
+        }
         assert_eq!(Image::of("public.ecr.aws/x/y:missing"), Image::Absent(Absence::Tag));
         assert_eq!(Image::of("registry.invalid:5000/y:1"), Image::Absent(Absence::Registry));
         assert!(matches!(Image::of("public.ecr.aws/karpenter/controller:1.14.1@sha256:00"), Image::Program(_)));

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::machines::Machine;
 use super::containers::Process;
 use super::environment::Place;
-use super::images::Image;
+use super::images::{Image, malformed};
 use super::volumes::Volumes;
 use super::{Cluster, is_status, status};
 
@@ -145,6 +145,11 @@ impl Worker {
                     self.event("Warning", "Failed", &format!("Failed to pull image \"{name}\": {message}")).await;
                     status::wait(&mut self.containers[index], "ErrImagePull", Some(message));
                     pull_again = Some(Instant::now() + RETRY);
+                }
+                (Image::Malformed, _) => {
+                    let message = malformed(&name);
+                    self.event("Warning", "InspectFailed", &message).await;
+                    status::wait(&mut self.containers[index], "InvalidImageName", Some(message));
                 }
                 (Image::Simulated | Image::Program(_), _) => {
                     let id = container_id(&pod, &container.name, 0);
