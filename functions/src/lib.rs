@@ -20,5 +20,6 @@ pub mod ownership;
 pub mod runtime;
 pub mod state;
 pub mod steps;
+pub mod suspect;
 
 pub use context::Context;

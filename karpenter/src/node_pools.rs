@@ -84,7 +84,18 @@ pub enum Readiness {
     Ready,
     /// Not yet, and why.
     Waiting(String),
+    /// Karpenter tried out what a launch needs, and AWS denied it. It does not try again for half an hour, unless the
+    /// object's annotations change ([`ASKED`]).
+    Denied {
+        /// As IAM writes it.
+        action: String,
+        /// What it says.
+        why: String,
+    },
 }
+
+/// The annotation that has Karpenter try out anew what AWS denied: any other value than before will do.
+pub const ASKED: &str = "slipway/asked";
 
 /// Reads the Ready condition of a node class or pool, as the API server answers it.
 #[must_use]
@@ -113,16 +124,22 @@ pub fn readiness(object: &Value) -> Readiness {
             format!("{} {} ({})", text("type"), text("reason"), text("message"))
         })
         .collect();
-    Readiness::Waiting(if reasons.is_empty() {
+    let why = if reasons.is_empty() {
         format!("{} is not Ready: {}", name(), ready["message"].as_str().unwrap_or_default())
     } else {
         format!("{} is not Ready: {}", name(), reasons.join("; "))
-    })
+    };
+    // `CreateFleetAuthCheckFailed`, `RunInstancesAuthCheckFailed`, `CreateLaunchTemplateAuthCheckFailed`
+    let denied = conditions.iter().find_map(|condition| condition["reason"].as_str()?.strip_suffix("AuthCheckFailed"));
+    match denied {
+        Some(call) => Readiness::Denied { action: format!("ec2:{call}"), why },
+        None => Readiness::Waiting(why),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
     use slipway_statemachine::spec::{Architecture, Capacity};
 
@@ -206,5 +223,18 @@ mod tests {
                 "EC2NodeClass default is not Ready: SubnetsReady SubnetsNotFound (no subnet matches)".to_owned()
             )
         );
+    }
+
+    #[test]
+    fn a_launch_that_aws_denies_is_told_by_its_action() {
+        let message = "Controller isn't authorized to call ec2:CreateFleet: User is not authorized to perform this operation \
+                       because no identity-based policy allows it";
+        let denied = object(&json!({ "conditions": [
+            { "type": "ValidationSucceeded", "status": "False", "reason": "CreateFleetAuthCheckFailed", "message": message },
+            { "type": "Ready", "status": "False", "reason": "UnhealthyDependents", "message": "ValidationSucceeded=False" },
+        ] }));
+        let Readiness::Denied { action, why } = readiness(&denied) else { panic!("{:?}", readiness(&denied)) };
+        assert_eq!(action, "ec2:CreateFleet");
+        assert!(why.contains("no identity-based policy allows it"), "{why}");
     }
 }

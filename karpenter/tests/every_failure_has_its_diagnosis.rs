@@ -3,7 +3,9 @@
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use slipway_karpenter::diagnosis::{Diagnosis, Expected, Identity, Kind, Observed, Pod, Scarcity, diagnose};
+use slipway_karpenter::diagnosis::{
+    Diagnosis, Expected, Identity, Kind, Observed, Pod, Queue, Scarcity, diagnose, interruption_queue,
+};
 use slipway_karpenter::identity::Flaw;
 use slipway_statemachine::ErrorName;
 
@@ -291,9 +293,31 @@ fn controllers_that_run_and_do_not_work_are_told() {
         let ready = Observed { deployment: Some(deployment(2, 2, 2)), ..failing(running(true, log)) };
         assert_eq!(kind(&ready), kind_of);
     }
+    let denied = r#"{"level":"ERROR","message":"Reconciler error","controller":"interruption","error":"creating sqs provider, operation error SQS: GetQueueUrl, https response error StatusCode: 403, api error AccessDenied: User: arn:aws:sts::1:assumed-role/x/y is not authorized to perform: sqs:getqueueurl on resource: arn:aws:sqs:eu-west-1:1:theirs because no identity-based policy allows it"}"#;
+    let prices = denied.replace("sqs:getqueueurl", "pricing:GetProducts");
+    let ready = |log: &str| Observed { deployment: Some(deployment(2, 2, 2)), ..failing(running(true, log)) };
+    assert!(matches!(kind(&ready(denied)), Kind::Denied { action } if action == "sqs:getqueueurl"));
+    assert_eq!(diagnose(&ready(&prices)).diagnosis, Diagnosis::Ready, "it has prices of its own");
     assert_eq!(kind(&failing(running(false, crd))), Kind::CrdMissing);
     let other = Observed { deployment: Some(deployment(2, 2, 2)), ..failing(running(true, crd)) };
     assert_eq!(diagnose(&other).diagnosis, Diagnosis::Ready, "an old complaint of a controller that is ready");
+}
+
+#[test]
+fn a_controller_is_ready_without_its_queue_so_the_queue_is_looked_at() {
+    let mut told = deployment(2, 2, 2);
+    assert_eq!(interruption_queue(&told), None);
+    told["spec"]["template"]["spec"]["containers"] =
+        json!([{ "env": [{ "name": "A" }, { "name": "INTERRUPTION_QUEUE", "value": "wrong" }] }]);
+    assert_eq!(interruption_queue(&told), Some("wrong"));
+    let with = |exists: bool| Observed {
+        deployment: Some(told.clone()),
+        queue: Some(Queue { name: "wrong".into(), exists }),
+        ..failing(running(true, ""))
+    };
+    assert_eq!(diagnose(&with(true)).diagnosis, Diagnosis::Ready);
+    assert_eq!(kind(&with(false)), Kind::QueueMissing);
+    assert!(diagnose(&with(false)).cause().contains("SQS knows no queue wrong"));
 }
 
 #[test]
@@ -474,7 +498,8 @@ proptest! {
         events in prop::collection::vec(json_like(), 0..2),
         known in any::<bool>(),
     ) {
-        let observed = Observed { deployment, replica_sets, pods, events, identity: known.then(|| irsa(None)) };
+        let identity = known.then(|| irsa(None));
+        let observed = Observed { deployment, replica_sets, pods, events, identity, queue: None };
         let report = diagnose(&observed);
         if report.diagnosis == Diagnosis::Ready {
             let number = |at: &str| observed.deployment.as_ref().unwrap().pointer(at).and_then(Value::as_u64);

@@ -105,6 +105,12 @@ error_names! {
     NodePoolNotReady => "Read the condition in the cause: subnets, security group, image or role.",
     /// A test pod never ran on a node of its architecture.
     CapacityNotVerified => "Read the scheduler's and Karpenter's events in the cause.",
+    /// EC2 has no capacity for what was to be launched; the cause carries its words.
+    CapacityUnavailable => "Allow more: both spot and on-demand in nodePools[].capacity, other core.instanceTypes, more zones, larger subnets; or start again later.",
+    /// Karpenter knows no instance type that fits a test pod, its node pools and their limits.
+    NoInstanceTypeFits => "Compare the node pool that the cause names with Karpenter's words: its limits, requirements, taints and capacity types.",
+    /// Machines that Karpenter launches do not become nodes of the cluster; the cause says how far they came.
+    NodesNeverJoin => "Check what a machine needs to join: the access entry of the node role, the security group, the way from its subnet to the API server and the registry.",
     /// The cluster is protected from deletion, by its spec or in EKS.
     DeletionProtected => "Start the teardown with \"liftDeletionProtection\": true.",
     /// Workloads hold load balancers or volumes; the cause lists them.

@@ -124,6 +124,17 @@ pub async fn survey(ec2: &Client, vpc_id: &str, subnets: Subnets<'_>) -> Result<
     })
 }
 
+/// Where the default routes of subnets go, by subnet, as their own route tables say; none without such a route.
+///
+/// # Errors
+/// AWS's, classified.
+pub async fn ways_out(ec2: &Client, subnets: &[String]) -> Result<BTreeMap<String, Option<WayOut>>, StepError> {
+    let found = ec2.describe_route_tables().filters(filter("association.subnet-id", subnets));
+    let tables = found.into_paginator().items().send().collect::<Result<Vec<_>, _>>().await;
+    let tables = tables.during("ec2:DescribeRouteTables")?;
+    Ok(subnets.iter().map(|id| (id.clone(), table_of(&tables, id).and_then(way_out))).collect())
+}
+
 async fn vpc(ec2: &Client, id: &str) -> Result<Option<Vpc>, StepError> {
     let attribute =
         async |name: VpcAttributeName| match ec2.describe_vpc_attribute().vpc_id(id).attribute(name).send().await {

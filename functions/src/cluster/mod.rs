@@ -139,24 +139,6 @@ impl Cluster {
         found.items.iter().map(json).collect()
     }
 
-    /// What happened to an object lately, newest last, in the words of the events that name it.
-    ///
-    /// # Errors
-    /// What [`Self::refused`] names.
-    pub async fn events(&self, namespace: &str, name: &str) -> Result<Vec<String>, StepError> {
-        let api = self.api(("v1", "Event"), Some(namespace)).await?;
-        let found = api
-            .list(&ListParams::default().fields(&format!("involvedObject.name={name}")))
-            .await
-            .map_err(|error| self.refused(&format!("Reading the events of {name}"), &error))?;
-        let mut events: Vec<_> = found.items.iter().map(|event| &event.data).collect();
-        let when = |event: &Value| {
-            ["lastTimestamp", "eventTime"].iter().find_map(|field| event[field].as_str().map(str::to_owned))
-        };
-        events.sort_by_key(|event| when(event));
-        Ok(events.iter().filter_map(|event| event["message"].as_str().map(str::to_owned)).collect())
-    }
-
     /// Applies a manifest on the server, as [`FIELD_MANAGER`], over whoever else holds its fields; not at all where the
     /// object is as applied already. Answers the object as it is then.
     ///

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use slipway_karpenter::node_pools::{
-    NodeClass, POOL_LABEL, POOL_LABEL_VALUE, Readiness, node_class, node_pool, readiness,
+    ASKED, NODE_CLASS, NodeClass, POOL_LABEL, POOL_LABEL_VALUE, Readiness, node_class, node_pool, readiness,
 };
 use slipway_statemachine::names;
 use slipway_statemachine::plan::Planned;
@@ -43,6 +43,9 @@ pub struct Input {
     pub tags: BTreeMap<String, String>,
     /// How one logs in.
     pub endpoint: ClusterEndpoint,
+    /// Seconds that the machine has waited for them so far.
+    #[serde(default)]
+    pub waited: u32,
 }
 
 /// The pools that are ready.
@@ -64,13 +67,18 @@ pub struct Pool {
 
 impl Step for ApplyNodePools {
     const NAME: &'static str = "apply-node-pools";
-    const ERRORS: &'static [ErrorName] =
-        &[ErrorName::ClusterUnreachable, ErrorName::KubernetesRefused, ErrorName::NodePoolNotReady];
+    const ERRORS: &'static [ErrorName] = &[
+        ErrorName::ClusterUnreachable,
+        ErrorName::KubernetesRefused,
+        ErrorName::NodePoolNotReady,
+        ErrorName::ControllerDenied,
+    ];
     type Input = Input;
     type Output = Progress<Output>;
 }
 
 const NODE_POOL: Kind<'static> = ("karpenter.sh/v1", "NodePool");
+const NODE_CLASS_KIND: Kind<'static> = ("karpenter.k8s.aws/v1", "EC2NodeClass");
 
 /// Ready comes within a second; what Karpenter did not find it looks for again after a minute.
 const ASK_AGAIN: u32 = 5;
@@ -88,25 +96,39 @@ fn manifests(input: &Input) -> Vec<Value> {
     std::iter::once(node_class(&class)).chain(input.node_pools.iter().map(node_pool)).collect()
 }
 
+/// For how many seconds AWS may deny what a launch needs: a fresh policy is believed within a minute.
+const DENIED: u32 = 60;
+
+/// What to do about what was applied.
+#[derive(Debug, PartialEq, Eq)]
+enum Action {
+    Done(Output),
+    Wait(String),
+    /// Karpenter holds to a denial for half an hour: have it ask again.
+    AskAgain(String),
+}
+
 /// Done when all are ready; else what the first says that is not.
-fn decide(input: &Input, applied: &[Value]) -> Progress<Output> {
-    let waiting = applied.iter().find_map(|object| match readiness(object) {
-        Readiness::Ready => None,
-        Readiness::Waiting(why) => Some(why),
-    });
-    waiting.map_or_else(
-        || {
+fn decide(input: &Input, applied: &[Value]) -> Result<Action, StepError> {
+    let states = applied.iter().map(readiness);
+    match states.into_iter().find(|state| *state != Readiness::Ready) {
+        None | Some(Readiness::Ready) => {
             let pool = |pool: &NodePoolSpec| Pool { name: pool.name.clone(), architecture: pool.architecture };
-            Progress::done(Output { node_pools: input.node_pools.iter().map(pool).collect() })
-        },
-        |why| Progress::wait(ASK_AGAIN, why),
-    )
+            Ok(Action::Done(Output { node_pools: input.node_pools.iter().map(pool).collect() }))
+        }
+        Some(Readiness::Waiting(why)) => Ok(Action::Wait(why)),
+        Some(Readiness::Denied { why, .. }) if input.waited < DENIED => Ok(Action::AskAgain(why)),
+        Some(Readiness::Denied { action, why }) => {
+            let cause = format!("AWS denies Karpenter's controller {action}, so it would launch nothing: {why}.");
+            Err(StepError::new(ErrorName::ControllerDenied, cause))
+        }
+    }
 }
 
 /// Applies class and pools, deletes the pools that the spec no longer has, and reads their conditions.
 ///
 /// # Errors
-/// `KubernetesRefused` with Karpenter's rule, if a pool breaks one.
+/// `KubernetesRefused` with Karpenter's rule, if a pool breaks one; `ControllerDenied` if AWS denies what a launch needs.
 pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepError> {
     let cluster = cluster::connect(cx, &input.cluster, &input.endpoint).await?;
     cx.state.hold(&input.run, &input.cluster).await?;
@@ -120,7 +142,16 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
             cluster.delete(NODE_POOL, "", name, None).await?;
         }
     }
-    Ok(decide(&input, &applied))
+    match decide(&input, &applied)? {
+        Action::Done(output) => Ok(Progress::done(output)),
+        Action::Wait(why) => Ok(Progress::wait(ASK_AGAIN, why)),
+        Action::AskAgain(why) => {
+            let asked = format!("{}-{}", input.run.id, input.waited);
+            let patch = json!({ "metadata": { "annotations": { ASKED: asked } } });
+            cluster.merge(NODE_CLASS_KIND, "", NODE_CLASS, &patch).await?;
+            Ok(Progress::wait(ASK_AGAIN, why))
+        }
+    }
 }
 
 /// What would become of class and pools.
@@ -134,8 +165,6 @@ pub(crate) async fn plan(cluster: Option<&Cluster>, input: &Input) -> Result<Vec
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn input() -> Input {
@@ -177,11 +206,24 @@ mod tests {
             Pool { name: "x86".to_owned(), architecture: Architecture::Amd64 },
             Pool { name: "graviton".to_owned(), architecture: Architecture::Arm64 },
         ];
-        assert_eq!(decide(&input(), &observed([true; 3])), Progress::done(Output { node_pools: pools }));
+        assert_eq!(decide(&input(), &observed([true; 3])).unwrap(), Action::Done(Output { node_pools: pools }));
         assert_eq!(
-            decide(&input(), &observed([true, true, false])),
-            Progress::wait(5, "NodePool graviton is not Ready: not yet")
+            decide(&input(), &observed([true, true, false])).unwrap(),
+            Action::Wait("NodePool graviton is not Ready: not yet".to_owned())
         );
-        assert!(matches!(decide(&input(), &manifests(&input())), Progress::Waiting(_)), "no status yet");
+        assert!(matches!(decide(&input(), &manifests(&input())).unwrap(), Action::Wait(_)), "no status yet");
+    }
+
+    #[test]
+    fn a_denial_is_asked_about_again_for_a_minute_and_then_named() {
+        let mut applied = observed([true; 3]);
+        applied[0]["status"]["conditions"] = json!([
+            { "type": "ValidationSucceeded", "status": "False", "reason": "CreateFleetAuthCheckFailed", "message": "no" },
+            { "type": "Ready", "status": "False" },
+        ]);
+        assert!(matches!(decide(&input(), &applied).unwrap(), Action::AskAgain(why) if why.contains("CreateFleet")));
+        let error = decide(&Input { waited: DENIED, ..input() }, &applied).unwrap_err();
+        assert_eq!(error.name, ErrorName::ControllerDenied);
+        assert!(error.cause.contains("ec2:CreateFleet"), "{}", error.cause);
     }
 }

@@ -4,7 +4,9 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use slipway_karpenter::diagnosis::{self, Diagnosis, Expected, Kind, Observed, Pod, Report, diagnose};
+use slipway_karpenter::diagnosis::{
+    self, Diagnosis, Expected, Kind, Observed, Pod, Queue, Report, diagnose, interruption_queue,
+};
 use slipway_karpenter::policy::SERVICE_ACCOUNT;
 use slipway_karpenter::render::RELEASE_LABEL;
 use slipway_karpenter::values::RELEASE;
@@ -12,8 +14,10 @@ use slipway_statemachine::{ClusterEndpoint, ClusterKey, ErrorName, Run, Step, St
 
 use crate::{
     Context,
+    aws::error::{code, is_gone, refused},
     cluster::{self, Cluster},
     identity::{self, Subject},
+    suspect::Suspect,
 };
 
 /// Checks Karpenter.
@@ -44,15 +48,6 @@ pub struct Input {
     /// What the last look suspected, as it answered it.
     #[serde(default)]
     pub suspect: Option<Suspect>,
-}
-
-/// A failure that may still pass, and since when it is seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Suspect {
-    /// The error that it becomes.
-    pub error: ErrorName,
-    /// What `waited` was when it was first seen.
-    pub since: u32,
 }
 
 /// The state of the rollout.
@@ -139,12 +134,11 @@ pub(crate) fn decide(report: Report, input: &Input) -> Result<Output, StepError>
     if let Diagnosis::Fatal(kind) = &report.diagnosis
         && !healable
     {
-        let since =
-            input.suspect.filter(|suspect| suspect.error == error).map_or(input.waited, |suspect| suspect.since);
-        if input.waited.saturating_sub(since) >= kind.patience() {
+        let seen = Suspect::of(error, input.waited, input.suspect);
+        if seen.lasts(input.waited) >= kind.patience() {
             return Err(failure(kind, &report, input));
         }
-        suspect = Some(Suspect { error, since });
+        suspect = Some(seen);
     }
     let health = match &report.diagnosis {
         Diagnosis::Ready => Health::Ready,
@@ -198,7 +192,8 @@ fn expected(input: &Input) -> Expected {
     }
 }
 
-/// Looks at everything that a diagnosis needs; asks AWS about the identity only where pods fail because of theirs.
+/// Looks at everything that a diagnosis needs; asks AWS about the identity only where pods fail because of theirs, and
+/// about the interruption queue only where nothing else is wrong.
 ///
 /// # Errors
 /// `ClusterUnreachable` and `KubernetesRefused` from the API server; a Karpenter that fails for good ends under the name
@@ -224,7 +219,21 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
         observed.identity = Some(diagnosis::Identity { expected: expected(&input), flaw: Some(flaw) });
         report = diagnose(&observed);
     }
+    if report.diagnosis == Diagnosis::Ready
+        && let Some(name) = observed.deployment.as_ref().and_then(interruption_queue)
+    {
+        observed.queue = Some(Queue { name: name.to_owned(), exists: has_queue(cx, name).await? });
+        report = diagnose(&observed);
+    }
     decide(report, &input)
+}
+
+async fn has_queue(cx: &Context, name: &str) -> Result<bool, StepError> {
+    match cx.aws.sqs().get_queue_url().queue_name(name).send().await {
+        Ok(_) => Ok(true),
+        Err(error) if code(&error).is_some_and(is_gone) => Ok(false),
+        Err(error) => Err(refused("sqs:GetQueueUrl", &error)),
+    }
 }
 
 /// Deployment, ReplicaSets, pods with their logs, events.
@@ -248,7 +257,7 @@ pub(crate) async fn observe(kubernetes: &Cluster, namespace: &str) -> Result<Obs
         pods.push(pod);
     }
     let events = kubernetes.list(("v1", "Event"), Some(namespace), "").await?;
-    Ok(Observed { deployment: Some(deployment), replica_sets, pods, events, identity: None })
+    Ok(Observed { deployment: Some(deployment), replica_sets, pods, events, identity: None, queue: None })
 }
 
 #[cfg(test)]

@@ -146,16 +146,20 @@ pub(crate) fn decide(input: &Input, found: Option<&Observed>) -> Result<Action, 
     match &found.status {
         ClusterStatus::Active => {}
         ClusterStatus::Failed => {
-            let issues = health::said(&found.issues);
-            return Err(StepError::new(
-                ErrorName::ClusterFailed,
-                format!("The EKS cluster {name} is FAILED: {issues}"),
-            ));
+            let what = format!("The EKS cluster {name} is FAILED");
+            let again = "then delete the failed cluster and start again";
+            return Err(health::failure(ErrorName::ClusterFailed, &what, &found.issues, again));
         }
         ClusterStatus::Updating => {
             return Ok(Action::Wait(UPDATING_SECONDS, "EKS changes the control plane".to_owned()));
         }
-        _ => return Ok(Action::Wait(CREATING_SECONDS, "EKS starts the control plane".to_owned())),
+        _ if found.issues.is_empty() => {
+            return Ok(Action::Wait(CREATING_SECONDS, "EKS starts the control plane".to_owned()));
+        }
+        _ => {
+            let issues = health::said(&found.issues);
+            return Ok(Action::Wait(CREATING_SECONDS, format!("EKS starts the control plane, and says: {issues}")));
+        }
     }
     // open-run refuses what cannot be changed before anything is touched; this is for who got in between.
     if spec.version.as_ref().is_some_and(|version| *version != found.output.version) {
@@ -530,6 +534,10 @@ mod tests {
         let error = decide(&input(), Some(&failed)).unwrap_err();
         assert_eq!(error.name, ErrorName::ClusterFailed);
         assert!(error.cause.contains("subnet-a is full"), "{}", error.cause);
+        assert!(error.remedy.contains("larger subnets") && error.remedy.contains("delete"), "{}", error.remedy);
+        failed.status = ClusterStatus::Creating;
+        let waiting = decide(&input(), Some(&failed)).unwrap();
+        assert!(matches!(&waiting, Action::Wait(_, detail) if detail.contains("subnet-a is full")), "{waiting:?}");
     }
 
     #[test]

@@ -30,6 +30,8 @@ use crate::{
 
 /// An add-on takes half a minute to a minute.
 const POLL_SECONDS: u32 = 15;
+/// How long, in seconds, pods of an add-on may be too few: what nodes have only just come for takes a minute or two.
+const DEGRADED: u32 = 300;
 /// Pod networking, service networking, and the agent of Pod Identity: a node without them stays not ready.
 const BEFORE_NODES: [&str; 3] = ["vpc-cni", "kube-proxy", "eks-pod-identity-agent"];
 /// Needs a node to run on.
@@ -68,6 +70,9 @@ pub struct Input {
     /// How one logs in, which the StorageClass of the EBS driver needs.
     #[serde(default)]
     pub endpoint: Option<ClusterEndpoint>,
+    /// Seconds that the machine has waited for them so far.
+    #[serde(default)]
+    pub waited: u32,
 }
 
 /// When.
@@ -172,11 +177,20 @@ pub(crate) fn decide(
         }
         AddonStatus::Creating | AddonStatus::Updating => Ok(Action::Wait(format!("{name} is being rolled out"))),
         AddonStatus::Deleting => Ok(Action::Wait(format!("the former {name} is being deleted"))),
-        status => Err(StepError::new(
-            ErrorName::AddonFailed,
-            format!("The add-on {name} is {}: {}", status.as_str(), health::said(&found.issues)),
-        )),
+        // Of nodes that have only just come, or come again, pods are on their way.
+        AddonStatus::Degraded if starting(&found.issues) && input.waited < DEGRADED => {
+            Ok(Action::Wait(format!("{name} is degraded: {}", health::said(&found.issues))))
+        }
+        status => {
+            let what = format!("The add-on {name} is {}", status.as_str());
+            Err(health::failure(ErrorName::AddonFailed, &what, &found.issues, "then start again"))
+        }
     }
+}
+
+/// Whether nothing is wrong but that pods do not run yet.
+fn starting(issues: &[String]) -> bool {
+    !issues.is_empty() && issues.iter().all(|issue| issue.starts_with("InsufficientNumberOfReplicas"))
 }
 
 /// The role of an add-on's pods with these policies, which only pods of this cluster may have.
@@ -651,10 +665,16 @@ mod tests {
     fn a_degraded_addon_says_what_eks_says_unless_the_spec_changes_it() {
         let mut degraded = coredns(AddonStatus::Degraded);
         degraded.issues = vec!["InsufficientNumberOfReplicas: no nodes.".into()];
-        let error = decided(&json!({}), &degraded).unwrap_err();
+        let waiting = decided(&json!({}), &degraded).unwrap();
+        assert!(matches!(&waiting, Action::Wait(detail) if detail.contains("no nodes")), "{waiting:?}");
+        let late = Input { waited: DEGRADED, ..input() };
+        let error = decide(&late, "coredns", &Wanted::default(), Some(&degraded)).unwrap_err();
         assert_eq!(error.name, ErrorName::AddonFailed);
         assert!(error.cause.contains("DEGRADED") && error.cause.contains("no nodes"));
+        assert!(error.remedy.contains("pods in kube-system"), "{}", error.remedy);
         assert_eq!(decided(&json!({"version": "v2"}), &degraded).unwrap(), Action::Update);
+        degraded.issues.push("ConfigurationConflict: Conflicts found.".into());
+        assert_eq!(decided(&json!({}), &degraded).unwrap_err().name, ErrorName::AddonFailed, "waiting mends none");
     }
 
     #[test]

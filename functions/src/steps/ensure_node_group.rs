@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use aws_sdk_eks::types::{AmiTypes, CapacityTypes, Nodegroup, NodegroupScalingConfig, NodegroupStatus};
+use futures::try_join;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use slipway_statemachine::{
@@ -15,8 +16,10 @@ use slipway_statemachine::{
 use crate::{
     Context,
     aws::{
+        ec2::{filter, states_of},
         error::{During as _, code, refused},
         health,
+        networks::{WayOut, ways_out},
         tags::{self, missing, takes},
     },
 };
@@ -25,6 +28,8 @@ use crate::{
 const CREATING_SECONDS: u32 = 30;
 /// A change of size takes one.
 const UPDATING_SECONDS: u32 = 15;
+/// After so many seconds something is in its way. EKS itself gives up after twenty to thirty minutes.
+const SLOW: u32 = 420;
 
 /// Makes the core node group.
 #[derive(Debug)]
@@ -51,6 +56,9 @@ pub struct Input {
     /// A group of the name that bears nobody's tag is taken over.
     #[serde(default)]
     pub adopt: bool,
+    /// Seconds that the machine has waited for it so far.
+    #[serde(default)]
+    pub waited: u32,
 }
 
 /// The group.
@@ -65,7 +73,8 @@ pub struct Output {
 
 impl Step for EnsureNodeGroup {
     const NAME: &'static str = "ensure-node-group";
-    const ERRORS: &'static [ErrorName] = &[ErrorName::NodeGroupFailed, ErrorName::NotOurs];
+    const ERRORS: &'static [ErrorName] =
+        &[ErrorName::NodeGroupFailed, ErrorName::CapacityUnavailable, ErrorName::NotOurs];
     type Input = Input;
     type Output = Progress<Output>;
 }
@@ -81,6 +90,44 @@ pub(crate) struct Observed {
     /// `code: message (resources)` of each health issue.
     issues: Vec<String>,
     arn: String,
+    /// What EC2 says, where the group does not come up.
+    machines: Option<Machines>,
+}
+
+/// The machines of a group that does not come up, and the way out of its subnets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Machines {
+    /// State and reason by instance.
+    states: BTreeMap<String, String>,
+    /// By subnet.
+    ways_out: BTreeMap<String, Option<WayOut>>,
+}
+
+impl Machines {
+    /// What it comes to: sentences of a cause.
+    fn told(&self) -> String {
+        let states: Vec<_> = self.states.iter().map(|(id, state)| format!("{id} is {state}")).collect();
+        let states = if states.is_empty() { "none".to_owned() } else { states.join(", ") };
+        let ways: Vec<_> = self
+            .ways_out
+            .iter()
+            .map(|(subnet, way)| match way {
+                Some(WayOut { target, blackhole: true }) => format!("{subnet} to {target}, which is gone"),
+                Some(WayOut { target, .. }) => format!("{subnet} to {target}"),
+                None => format!("{subnet} has none"),
+            })
+            .collect();
+        format!("Its instances in EC2: {states}. Default routes: {}.", ways.join(", "))
+    }
+}
+
+/// Whether something is in a group's way, so that it is worth asking EC2 what.
+fn stuck(input: &Input, found: &Observed) -> bool {
+    match found.status {
+        NodegroupStatus::Creating => input.waited >= SLOW,
+        NodegroupStatus::Active | NodegroupStatus::Updating | NodegroupStatus::Deleting => false,
+        _ => true,
+    }
 }
 
 /// What to do about it.
@@ -96,12 +143,15 @@ pub(crate) enum Action {
 pub(crate) fn decide(input: &Input, found: Option<&Observed>) -> Result<Action, StepError> {
     let Some(found) = found else { return Ok(Action::Create) };
     takes(&input.cluster, input.adopt, &found.tags, &format!("The node group {CORE_NODE_GROUP}"))?;
-    let issues = health::said(&found.issues);
+    let machines = found.machines.as_ref().map(Machines::told);
     match &found.status {
         NodegroupStatus::Creating if found.issues.is_empty() => {
-            Ok(Action::Wait(CREATING_SECONDS, "EKS starts the core nodes".to_owned()))
+            let slow = machines.map(|told| format!(", for longer than usual. {told}")).unwrap_or_default();
+            Ok(Action::Wait(CREATING_SECONDS, format!("EKS starts the core nodes{slow}")))
         }
-        NodegroupStatus::Creating => {
+        // What EKS still complains of after so long it does not get over.
+        NodegroupStatus::Creating if input.waited < SLOW => {
+            let issues = health::said(&found.issues);
             Ok(Action::Wait(CREATING_SECONDS, format!("EKS starts the core nodes, and says: {issues}")))
         }
         NodegroupStatus::Updating => Ok(Action::Wait(UPDATING_SECONDS, "EKS changes the core node group".to_owned())),
@@ -119,10 +169,15 @@ pub(crate) fn decide(input: &Input, found: Option<&Observed>) -> Result<Action, 
                 Ok(Action::Tag(tags))
             }
         }
-        status => Err(StepError::new(
-            ErrorName::NodeGroupFailed,
-            format!("The node group {CORE_NODE_GROUP} is {}: {issues}", status.as_str()),
-        )),
+        status => {
+            let what = format!("The node group {CORE_NODE_GROUP} is {}", status.as_str());
+            let again = "then delete the node group and start again";
+            let mut error = health::failure(ErrorName::NodeGroupFailed, &what, &found.issues, again);
+            if let Some(told) = machines {
+                error.cause = format!("{} {told}", error.cause);
+            }
+            Err(error)
+        }
     }
 }
 
@@ -145,11 +200,18 @@ fn architecture(instance_type: &str) -> Architecture {
 /// Makes the group, or reports how far it is.
 ///
 /// # Errors
-/// `NodeGroupFailed` with EKS's health issues; `NotOurs` for a group of that name without our tag.
+/// `NodeGroupFailed` with EKS's health issues and what EC2 says, `CapacityUnavailable` and `QuotaExceeded` where it is
+/// that; `NotOurs` for a group of that name without our tag.
 pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepError> {
     let eks = cx.aws.eks();
     let name = &input.cluster.name;
-    let found = observe(cx, name).await?;
+    let mut found = observe(cx, name).await?;
+    if let Some(group) = found.as_mut().filter(|group| stuck(&input, group)) {
+        let of_group = [("tag:eks:cluster-name", name.as_str()), ("tag:eks:nodegroup-name", CORE_NODE_GROUP)];
+        let filters = of_group.map(|(tag, value)| filter(tag, [value])).to_vec();
+        let (states, ways_out) = try_join!(states_of(cx, filters), ways_out(cx.aws.ec2(), &input.subnet_ids))?;
+        group.machines = Some(Machines { states, ways_out });
+    }
     let size = i32::try_from(input.core.size).unwrap_or(i32::MAX);
     let scaling = NodegroupScalingConfig::builder().min_size(size).desired_size(size).max_size(size).build();
     match decide(&input, found.as_ref())? {
@@ -236,6 +298,7 @@ fn found(group: Nodegroup) -> Observed {
             })
             .collect(),
         arn: group.nodegroup_arn.unwrap_or_default(),
+        machines: None,
     }
 }
 
@@ -254,6 +317,7 @@ mod tests {
             core_node_role_arn: "arn:r".into(),
             tags: BTreeMap::new(),
             adopt: false,
+            waited: 0,
         }
     }
 
@@ -265,6 +329,7 @@ mod tests {
             tags: names::tags(&input().cluster, &BTreeMap::new()),
             issues: vec![],
             arn: "arn:g".into(),
+            machines: None,
         }
     }
 
@@ -290,6 +355,71 @@ mod tests {
         let error = decide(&input(), Some(&failed)).unwrap_err();
         assert_eq!(error.name, ErrorName::NodeGroupFailed);
         assert!(error.cause.contains("CREATE_FAILED") && error.cause.contains("Instances failed to join"));
+        assert!(error.remedy.contains("default route") && error.remedy.contains("delete the node group"));
+    }
+
+    fn machines() -> Machines {
+        let way = |target: &str, blackhole| Some(WayOut { target: target.to_owned(), blackhole });
+        Machines {
+            states: BTreeMap::from([("i-1".to_owned(), "running".to_owned())]),
+            ways_out: BTreeMap::from([
+                ("subnet-a".to_owned(), way("nat-1", false)),
+                ("subnet-b".to_owned(), way("nat-2", true)),
+                ("subnet-c".to_owned(), None),
+            ]),
+        }
+    }
+
+    #[test]
+    fn a_group_that_does_not_come_up_says_what_ec2_says() {
+        let told = "Its instances in EC2: i-1 is running. Default routes: subnet-a to nat-1, subnet-b to nat-2, which is \
+                    gone, subnet-c has none.";
+        let mut slow = Observed { machines: Some(machines()), ..group(NodegroupStatus::Creating) };
+        let late = Input { waited: SLOW, ..input() };
+        let Action::Wait(_, detail) = decide(&late, Some(&slow)).unwrap() else { unreachable!() };
+        assert!(
+            detail.starts_with("EKS starts the core nodes, for longer than usual.") && detail.ends_with(told),
+            "{detail}"
+        );
+        slow.issues = vec!["NodeCreationFailure: Instances failed to join (i-1).".into()];
+        let error = decide(&late, Some(&slow)).unwrap_err();
+        assert_eq!(error.name, ErrorName::NodeGroupFailed);
+        assert!(error.cause.contains("failed to join") && error.cause.ends_with(told), "{}", error.cause);
+        slow.machines = None;
+        assert!(matches!(decide(&input(), Some(&slow)).unwrap(), Action::Wait(..)), "EKS may get over it");
+    }
+
+    #[test]
+    fn ec2_is_asked_only_about_groups_that_do_not_come_up() {
+        let late = Input { waited: SLOW, ..input() };
+        for (input, status, asked) in [
+            (&input(), NodegroupStatus::Creating, false),
+            (&late, NodegroupStatus::Creating, true),
+            (&input(), NodegroupStatus::CreateFailed, true),
+            (&input(), NodegroupStatus::Degraded, true),
+            (&late, NodegroupStatus::Active, false),
+            (&late, NodegroupStatus::Updating, false),
+        ] {
+            assert_eq!(stuck(input, &group(status.clone())), asked, "{status:?}");
+        }
+    }
+
+    #[test]
+    fn capacity_and_quotas_have_names_of_their_own() {
+        for (words, name) in [
+            (
+                "InsufficientInstanceCapacity - We currently do not have sufficient t4g.medium capacity",
+                ErrorName::CapacityUnavailable,
+            ),
+            (
+                "VcpuLimitExceeded - You have requested more vCPU capacity than your limit allows",
+                ErrorName::QuotaExceeded,
+            ),
+        ] {
+            let mut failed = group(NodegroupStatus::CreateFailed);
+            failed.issues = vec![format!("AsgInstanceLaunchFailures: Could not launch On-Demand Instances. {words}.")];
+            assert_eq!(decide(&input(), Some(&failed)).unwrap_err().name, name);
+        }
     }
 
     #[test]

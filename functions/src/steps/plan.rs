@@ -215,6 +215,7 @@ impl Asked<'_> {
             tags: self.spec.tags.clone(),
             adopt: self.spec.adopt,
             endpoint: Some(facts.endpoint.clone()),
+            waited: 0,
         }
     }
 
@@ -228,6 +229,7 @@ impl Asked<'_> {
             core_node_role_arn: self.role_arn("core"),
             tags: self.spec.tags.clone(),
             adopt: self.spec.adopt,
+            waited: 0,
         }
     }
 
@@ -270,6 +272,7 @@ impl Asked<'_> {
             security_group_id: facts.security_group_id.clone(),
             tags: self.spec.tags.clone(),
             endpoint: facts.endpoint.clone(),
+            waited: 0,
         }
     }
 }

@@ -6,12 +6,18 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use slipway_karpenter::diagnosis::capacity::{self, Machines, Observed, Report, diagnose};
 use slipway_statemachine::spec::{Architecture, NodePoolSpec, VerifySpec, VerifyWhen};
-use slipway_statemachine::{ClusterEndpoint, ClusterKey, ErrorName, Progress, Run, Step, StepError};
+use slipway_statemachine::{ClusterEndpoint, ClusterKey, Done, ErrorName, Run, Step, StepError, Waiting};
 
 use crate::{
     Context,
+    aws::{
+        ec2::{filter, states_of},
+        error::{code, refused},
+    },
     cluster::{self, Cluster, Kind},
+    suspect::Suspect,
 };
 
 /// Verifies capacity.
@@ -32,8 +38,37 @@ pub struct Input {
     pub node_pools: Vec<NodePoolSpec>,
     /// Karpenter's version.
     pub karpenter_version: String,
+    /// The role that the controller hands to its nodes.
+    #[serde(default)]
+    pub karpenter_node_role_arn: String,
     /// How one logs in.
     pub endpoint: ClusterEndpoint,
+    /// Seconds that the machine has waited for the pods so far.
+    #[serde(default)]
+    pub waited: u32,
+    /// What the last look suspected, as it answered it.
+    #[serde(default)]
+    pub suspect: Option<Suspect>,
+}
+
+/// Either not yet, or the proof.
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Answer {
+    /// The machine waits and asks again, with what is suspected.
+    Looking(Looking),
+    /// Every pod ran.
+    Verified(Done<Output>),
+}
+
+/// Not yet.
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Looking {
+    /// What is waited for.
+    #[serde(flatten)]
+    pub waiting: Waiting,
+    /// What to hand to the next look.
+    pub suspect: Option<Suspect>,
 }
 
 /// What was seen.
@@ -63,10 +98,17 @@ pub struct Node {
 
 impl Step for VerifyCapacity {
     const NAME: &'static str = "verify-capacity";
-    const ERRORS: &'static [ErrorName] =
-        &[ErrorName::ClusterUnreachable, ErrorName::KubernetesRefused, ErrorName::CapacityNotVerified];
+    const ERRORS: &'static [ErrorName] = &[
+        ErrorName::ClusterUnreachable,
+        ErrorName::KubernetesRefused,
+        ErrorName::CapacityNotVerified,
+        ErrorName::CapacityUnavailable,
+        ErrorName::ControllerDenied,
+        ErrorName::NoInstanceTypeFits,
+        ErrorName::NodesNeverJoin,
+    ];
     type Input = Input;
-    type Output = Progress<Output>;
+    type Output = Answer;
 }
 
 /// A namespace of its own, so that nothing else is ever touched.
@@ -82,6 +124,9 @@ const POD: Kind<'static> = ("v1", "Pod");
 
 /// A pending pod runs on a new node after 4 s at best and a minute as a rule.
 const ASK_AGAIN: u32 = 5;
+
+/// Seconds after which it is no more waited for, whatever it may still become.
+const LIMIT: u32 = 1_200;
 
 /// What the proof depends on, as a digest: Karpenter, pools, image.
 fn fingerprint(input: &Input) -> String {
@@ -163,8 +208,10 @@ enum Action {
     Create,
     /// It is another run's, or it has ended: delete it, so that it can be made again.
     Delete,
-    /// It is on its way out, or not on its way yet; why.
+    /// It is on its way out.
     Wait(String),
+    /// It does not run yet: find out why.
+    Diagnose,
     /// It runs on this node.
     Runs(String),
 }
@@ -181,20 +228,34 @@ fn decide(pod: Option<&Value>, run: &str) -> Action {
         _ if pod["metadata"]["labels"][RUN] != run => Action::Delete,
         "Running" => Action::Runs(text("/spec/nodeName").to_owned()),
         "Failed" | "Succeeded" => Action::Delete,
-        _ => {
-            let conditions = pod["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
-            let unscheduled = conditions.iter().find(|one| one["type"] == "PodScheduled" && one["status"] == "False");
-            let waiting = pod.pointer("/status/containerStatuses/0/state/waiting");
-            let why = unscheduled.or(waiting).map_or_else(
-                || "it was not looked at yet".to_owned(),
-                |why| {
-                    let said = |field: &str| why[field].as_str().unwrap_or_default();
-                    format!("{} {}", said("reason"), said("message")).trim().to_owned()
-                },
-            );
-            Action::Wait(format!("pod {name} does not run yet: {why}"))
-        }
+        _ => Action::Diagnose,
     }
+}
+
+/// What a report means for the machine: a failure is believed once it was seen for as long as its kind asks for, and
+/// nothing is waited for beyond the limit.
+fn judge(report: &Report, input: &Input) -> Result<Option<Suspect>, StepError> {
+    let suspect = report.kind.as_ref().map(|kind| Suspect::of(kind.name(), input.waited, input.suspect));
+    let lasts = suspect.map_or(0, |suspect| suspect.lasts(input.waited));
+    let believed = report.kind.as_ref().is_some_and(|kind| lasts >= kind.patience());
+    if !believed && input.waited < LIMIT {
+        return Ok(suspect);
+    }
+    let error = StepError::new(report.name(), report.cause());
+    Err(match &report.kind {
+        Some(capacity::Kind::Denied { action }) => error.remedy(format!(
+            "Allow {action} for Karpenter's controller: look for a permissions boundary, an organisation's policy, or a \
+             policy of an older Karpenter.",
+        )),
+        Some(capacity::Kind::NeverJoins { no_entry: true }) => {
+            error.remedy("Start again: the run makes the access entry; find out who deleted it.")
+        }
+        Some(capacity::Kind::ImagePull { .. }) => {
+            error.remedy("Correct verify.image in the spec, or let the nodes reach its registry.")
+        }
+        Some(capacity::Kind::Quota) => error.remedy("Raise the EC2 quota that the cause names in Service Quotas."),
+        _ => error,
+    })
 }
 
 /// The node as the output shows it; none if it is of another architecture than was asked for.
@@ -212,15 +273,16 @@ fn describe(node: &Value, architecture: Architecture) -> Option<Node> {
 /// Makes the pods, looks at them, tidies up once all run.
 ///
 /// # Errors
-/// `CapacityNotVerified` if a pod runs where it should not be able to; otherwise it is waited for.
-pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepError> {
+/// `CapacityUnavailable`, `ControllerDenied`, `NoInstanceTypeFits`, `NodesNeverJoin` and `QuotaExceeded` as soon as waiting
+/// helps no more; `CapacityNotVerified` for what has no name of its own, or if a pod runs where it should not be able to.
+pub async fn run(cx: &Context, input: Input) -> Result<Answer, StepError> {
     let cluster = cluster::connect(cx, &input.cluster, &input.endpoint).await?;
     let fingerprint = fingerprint(&input);
     let there = cluster.get(("v1", "Namespace"), "", NAMESPACE).await?;
     let verified =
         there.as_ref().is_some_and(|there| there["metadata"]["annotations"][VERIFIED] == fingerprint.as_str());
     if verified && input.verify.when == VerifyWhen::Changed {
-        return Ok(Progress::done(Output { skipped: true, nodes: Vec::new() }));
+        return Ok(done(Output { skipped: true, nodes: Vec::new() }));
     }
     cx.state.hold(&input.run, &input.cluster).await?;
     if there.is_none() {
@@ -228,34 +290,36 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
     }
     // Pods cannot be made before their namespace has its service account, a moment after it was made itself.
     if cluster.get(("v1", "ServiceAccount"), NAMESPACE, "default").await?.is_none() {
-        return Ok(Progress::wait(1, format!("namespace {NAMESPACE} is being prepared")));
+        return Ok(looking(1, format!("namespace {NAMESPACE} is being prepared"), None));
     }
 
     let mut nodes = Vec::new();
-    let mut waiting = None;
+    let (mut waits, mut suspect) = (Vec::new(), None);
     for (architecture, pools) in architectures(&input.node_pools) {
         let name = pod_name(architecture);
         let seen = cluster.get(POD, NAMESPACE, &name).await?;
-        match decide(seen.as_ref(), &input.run.id) {
-            Action::Create => {
+        match (decide(seen.as_ref(), &input.run.id), seen) {
+            (Action::Create, _) => {
                 cluster.create(&pod(&input, architecture, &pools)).await?;
-                waiting.get_or_insert(format!("pod {name} was made"));
+                waits.push(format!("pod {name} was made"));
             }
-            Action::Delete => {
+            (Action::Delete, seen) => {
                 let uid = seen.as_ref().and_then(|pod| pod["metadata"]["uid"].as_str());
                 cluster.delete(POD, NAMESPACE, &name, uid).await?;
-                waiting.get_or_insert(format!("pod {name} of an earlier try was deleted"));
+                waits.push(format!("pod {name} of an earlier try was deleted"));
             }
-            Action::Wait(why) => {
-                let last = cluster.events(NAMESPACE, &name).await?.pop();
-                waiting.get_or_insert(last.map_or_else(|| why.clone(), |event| format!("{why}; last event: {event}")));
+            (Action::Wait(why), _) => waits.push(why),
+            (Action::Diagnose, pod) => {
+                let report = look(cx, &cluster, &input, pod.unwrap_or_default(), &pools).await?;
+                suspect = suspect.or(judge(&report, &input)?);
+                waits.push(report.detail);
             }
-            Action::Runs(node) => {
+            (Action::Runs(node), _) => {
                 let seen = cluster.get(("v1", "Node"), "", &node).await?;
                 match seen.as_ref().map(|node| describe(node, architecture)) {
                     Some(Some(node)) => nodes.push(node),
                     // Interrupted between the two looks; the pod goes with its node.
-                    None => drop(waiting.get_or_insert(format!("node {node} of pod {name} is gone"))),
+                    None => waits.push(format!("node {node} of pod {name} is gone")),
                     Some(None) => {
                         let cause = format!("Pod {name} runs on {node}, which is not {}.", architecture.as_str());
                         return Err(StepError::new(ErrorName::CapacityNotVerified, cause));
@@ -264,11 +328,52 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
             }
         }
     }
-    if let Some(why) = waiting {
-        return Ok(Progress::wait(ASK_AGAIN, why));
+    if !waits.is_empty() {
+        return Ok(looking(ASK_AGAIN, waits.join("; "), suspect));
     }
     tidy_up(&cluster, &input, &fingerprint).await?;
-    Ok(Progress::done(Output { skipped: false, nodes }))
+    Ok(done(Output { skipped: false, nodes }))
+}
+
+fn done(output: Output) -> Answer {
+    Answer::Verified(Done { done: true, output })
+}
+
+fn looking(seconds: u32, detail: String, suspect: Option<Suspect>) -> Answer {
+    Answer::Looking(Looking { waiting: Waiting { done: false, retry_after_seconds: seconds, detail }, suspect })
+}
+
+/// Looks at everything that a diagnosis needs; asks AWS about the machines only where one does not join.
+async fn look(cx: &Context, cluster: &Cluster, input: &Input, pod: Value, pools: &[&str]) -> Result<Report, StepError> {
+    let selector = format!("karpenter.sh/nodepool in ({})", pools.join(","));
+    let claims = cluster.list(("karpenter.sh/v1", "NodeClaim"), None, &selector).await?;
+    let nodes = cluster.list(("v1", "Node"), None, &selector).await?;
+    let mut events = cluster.list(("v1", "Event"), Some(NAMESPACE), "").await?;
+    // Events of objects without a namespace, such as claims, are in this one.
+    events.extend(cluster.list(("v1", "Event"), Some("default"), "").await?);
+    let mut observed = Observed { pod, claims, nodes, events, machines: None };
+    let report = diagnose(&observed);
+    if !report.asks_machines() {
+        return Ok(report);
+    }
+    let instances: Vec<&str> = observed.claims.iter().filter_map(capacity::instance).collect();
+    let states = states_of(cx, vec![filter("instance-id", instances)]).await?;
+    observed.machines = Some(Machines { may_join: may_join(cx, input).await?, states });
+    Ok(diagnose(&observed))
+}
+
+/// Whether EKS lets the role of Karpenter's nodes in.
+async fn may_join(cx: &Context, input: &Input) -> Result<bool, StepError> {
+    // A run that an older release began does not tell the role.
+    if input.karpenter_node_role_arn.is_empty() {
+        return Ok(true);
+    }
+    let call = cx.aws.eks().describe_access_entry().cluster_name(&input.cluster.name);
+    match call.principal_arn(&input.karpenter_node_role_arn).send().await {
+        Ok(answer) => Ok(answer.access_entry.is_some_and(|entry| entry.r#type.as_deref() == Some("EC2_LINUX"))),
+        Err(error) if code(&error) == Some("ResourceNotFoundException") => Ok(false),
+        Err(error) => Err(refused("eks:DescribeAccessEntry", &error)),
+    }
 }
 
 /// Deletes the pods and remembers what they proved, in this order: what is remembered is never proven again.
@@ -342,22 +447,50 @@ mod tests {
         let mut leaving = seen("Running", "01");
         leaving["metadata"]["deletionTimestamp"] = json!("2026-11-22T09:00:00Z");
         assert!(matches!(decide(Some(&leaving), "01"), Action::Wait(_)));
+        assert_eq!(decide(Some(&seen("Pending", "01")), "01"), Action::Diagnose);
+    }
+
+    fn report(waiting_for: &str) -> Report {
+        let made = "2026-11-22T09:00:00Z";
+        let pod = json!({ "metadata": { "name": "verify-amd64", "creationTimestamp": made } });
+        let conditions = json!([
+            { "type": "Launched", "status": "True" },
+            { "type": "Registered", "status": "Unknown", "reason": "NodeNotFound", "message": waiting_for },
+        ]);
+        let claim = json!({
+            "metadata": { "name": "x86-a", "creationTimestamp": made }, "status": { "conditions": conditions },
+        });
+        let machines = Some(Machines { may_join: waiting_for != "no entry", ..Machines::default() });
+        diagnose(&Observed { pod, claims: vec![claim], machines, ..Observed::default() })
+    }
+
+    fn after(waited: u32, suspect: Option<Suspect>) -> Input {
+        Input { waited, suspect, ..input("1.14.1", "busybox") }
     }
 
     #[test]
-    fn a_pending_pod_says_what_it_waits_for() {
-        let mut pending = seen("Pending", "01");
-        pending["status"]["conditions"] = json!([
-            { "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes are available" },
-        ]);
-        let Action::Wait(why) = decide(Some(&pending), "01") else { unreachable!() };
-        assert_eq!(why, "pod verify-amd64 does not run yet: Unschedulable 0/2 nodes are available");
-        let mut pulling = seen("Pending", "01");
-        pulling["status"]["containerStatuses"] = json!([{ "state": { "waiting": { "reason": "ErrImagePull" } } }]);
-        assert_eq!(
-            decide(Some(&pulling), "01"),
-            Action::Wait("pod verify-amd64 does not run yet: ErrImagePull".to_owned())
-        );
+    fn what_nobody_but_a_person_mends_ends_at_once() {
+        let error = judge(&report("no entry"), &after(0, None)).unwrap_err();
+        assert_eq!(error.name, ErrorName::NodesNeverJoin);
+        assert!(error.remedy.contains("access entry"), "{}", error.remedy);
+    }
+
+    #[test]
+    fn what_may_still_pass_ends_once_it_was_seen_for_long_without_a_break() {
+        let slow = report("Node not registered with cluster");
+        let suspect = judge(&slow, &after(30, None)).unwrap();
+        assert_eq!(suspect, Some(Suspect { error: ErrorName::NodesNeverJoin, since: 30 }));
+        assert_eq!(judge(&slow, &after(625, suspect)).unwrap(), suspect);
+        let error = judge(&slow, &after(630, suspect)).unwrap_err();
+        assert_eq!(error.name, ErrorName::NodesNeverJoin);
+        assert!(error.cause.contains("NodeNotFound"), "{}", error.cause);
+    }
+
+    #[test]
+    fn nothing_is_waited_for_for_ever() {
+        let unscheduled = diagnose(&Observed { pod: seen("Pending", "01"), ..Observed::default() });
+        assert_eq!(judge(&unscheduled, &after(LIMIT - 1, None)).unwrap(), None);
+        assert_eq!(judge(&unscheduled, &after(LIMIT, None)).unwrap_err().name, ErrorName::CapacityNotVerified);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! *never* believe exit with the same words. Only IAM can tell them apart, so a diagnosis that meets those words asks
 //! for [`Identity::flaw`] ([`Report::asks_identity`]) and is made again with it.
 
+pub mod capacity;
 mod kind;
 mod pods;
 mod redaction;
@@ -39,6 +40,17 @@ pub struct Observed {
     pub events: Vec<Value>,
     /// Which identity pods should have, and whether it can work.
     pub identity: Option<Identity>,
+    /// The interruption queue that the controller is told of, and whether SQS knows it; none if it was not asked.
+    pub queue: Option<Queue>,
+}
+
+/// An interruption queue as SQS sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    /// The name that the Deployment gives.
+    pub name: String,
+    /// Whether there is one.
+    pub exists: bool,
 }
 
 /// What is known of the controller's identity.
@@ -249,14 +261,29 @@ impl Finding {
     }
 }
 
+/// The interruption queue that a Deployment tells the controller of; none if it tells of none.
+#[must_use]
+pub fn interruption_queue(deployment: &Value) -> Option<&str> {
+    let containers = deployment.pointer("/spec/template/spec/containers").and_then(Value::as_array);
+    let mut variables = containers.into_iter().flatten().filter_map(|container| container["env"].as_array()).flatten();
+    let queue = variables.find(|variable| variable["name"] == "INTERRUPTION_QUEUE")?;
+    queue["value"].as_str().filter(|name| !name.is_empty())
+}
+
 /// Controllers that are available and still do not do their work: nobody leads, or nobody hears of interruptions.
 fn silent_failure(observed: &Observed) -> Option<Finding> {
+    // Karpenter is ready without its queue, and says so once in a while at most.
+    if let Some(queue) = observed.queue.as_ref().filter(|queue| !queue.exists) {
+        return Some(Finding::fatal(Kind::QueueMissing, format!("SQS knows no queue {}", queue.name)));
+    }
     let mut pods = observed.pods.iter().filter(|pod| !pod.leaving());
     pods.find_map(|pod| {
         let said = words::read(&pod.log)?;
         let kind = match said.symptom {
             Symptom::LeaderElection => Kind::LeaderElection,
             Symptom::QueueMissing => Kind::QueueMissing,
+            // A queue that is another's. What else is denied, prices say, a controller may do without.
+            Symptom::Denied(action) if action.starts_with("sqs:") => Kind::Denied { action },
             _ => return None,
         };
         Some(Finding::fatal(kind, format!("pod {} says: {}", pod.name(), said.line)))
@@ -461,6 +488,13 @@ fn evidence(observed: &Observed, detail: &str) -> String {
         let (object, reason) = (text(event, "/involvedObject/name"), text(event, "/reason"));
         lines.push(redact(&format!("event {reason} of {object}: {}", text(event, "/message"))));
     }
-    let whole = lines.join("\n");
-    if whole.chars().count() <= EVIDENCE { whole } else { whole.chars().take(EVIDENCE).chain("…".chars()).collect() }
+    bounded(&lines.join("\n"))
+}
+
+/// As much of the evidence as a cause carries.
+fn bounded(whole: &str) -> String {
+    if whole.chars().count() <= EVIDENCE {
+        return whole.to_owned();
+    }
+    whole.chars().take(EVIDENCE).chain("…".chars()).collect()
 }

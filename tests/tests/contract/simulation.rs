@@ -64,6 +64,7 @@ fn run(
 fn waiting(seconds: u64) -> Value {
     json!({
         "done": false, "retryAfterSeconds": seconds, "detail": "not yet", "confirmed": { "times": 0, "overSeconds": 0 },
+        "suspect": null,
     })
 }
 
