@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 use slipway_local::cloud::{ACCOUNT, Cloud, CloudConfig, Kubernetes, REGION};
 use slipway_local::gateway::record::Entry;
@@ -165,6 +166,17 @@ impl Deployed {
     #[must_use]
     pub fn last_call(&self) -> u64 {
         self.cloud.gateway().record().entries().iter().map(|call| call.seq).max().unwrap_or_default()
+    }
+
+    /// A client of a cluster's API server as its own admin, for looking.
+    ///
+    /// # Errors
+    /// That there is no such cluster.
+    pub async fn admin(&self, cluster: &str) -> anyhow::Result<kube::Client> {
+        let file = self.cloud.dir().join(format!("clusters/{ACCOUNT}/{REGION}/{cluster}/admin.kubeconfig"));
+        let kubeconfig = Kubeconfig::read_from(file)?;
+        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+        Ok(kube::Client::try_from(config)?)
     }
 
     /// What `kubectl … -o json` answers to the admin, who logs in as the ordinary tools do.

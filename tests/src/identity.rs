@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use kube::api::{Api, DeleteParams, ListParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::{Map, Value, json};
+use slipway_karpenter::diagnosis::redact;
 use slipway_local::cloud::{ACCOUNT, Kubernetes, REGION};
 use slipway_local::propagation::Propagation;
 use slipway_states::failure::Failure;
@@ -15,6 +15,9 @@ use crate::cloud::Deployed;
 
 /// How many times faster than the machine's clock the workbench waits. Karpenter itself takes its real time.
 pub const PACE: u32 = 10;
+
+/// The cluster's name.
+pub const CLUSTER: &str = "workbench";
 
 /// Karpenter's namespace.
 pub const NAMESPACE: &str = "karpenter";
@@ -27,6 +30,24 @@ pub struct Workbench {
     pub admin: kube::Client,
     /// By step.
     payloads: BTreeMap<String, Value>,
+}
+
+/// How waiting for something ended, and the machine's seconds that it took.
+#[derive(Debug)]
+pub struct Waited<T> {
+    /// What came, or the error under which the machine would end.
+    pub ended: Result<T, Failure>,
+    /// The machine's seconds.
+    pub seconds: u64,
+}
+
+/// A proof of an identity.
+#[derive(Debug)]
+pub struct Probed {
+    /// What probe-identity answered in the end.
+    pub proof: Value,
+    /// How often STS refused before.
+    pub refusals: u64,
 }
 
 /// How Karpenter became ready.
@@ -48,7 +69,7 @@ impl Workbench {
     pub async fn start() -> anyhow::Result<Self> {
         let deployed = Deployed::start(Kubernetes::Real).await?;
         let spec = json!({
-            "name": "workbench",
+            "name": CLUSTER,
             "region": REGION,
             "nodePools": [{ "name": "graviton", "architecture": "arm64" }],
         });
@@ -65,10 +86,8 @@ impl Workbench {
         for payload in payloads.values_mut() {
             payload["run"] = opened["run"].clone();
         }
-        let kubeconfig = deployed.cloud.dir().join(format!("clusters/{ACCOUNT}/{REGION}/workbench/admin.kubeconfig"));
-        let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
-        let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-        Ok(Self { deployed, admin: kube::Client::try_from(config)?, payloads })
+        let admin = deployed.admin(CLUSTER).await?;
+        Ok(Self { deployed, admin, payloads })
     }
 
     /// What the machine would pass to a step, with `changes` over it.
@@ -91,10 +110,14 @@ impl Workbench {
         self.deployed.cloud.propagate(Propagation { seed, shortest: scaled(shortest), longest: scaled(longest) });
     }
 
-    /// Invokes a step as the machine does: what resolves by itself is tried again.
+    /// Invokes a step as the machine does: what resolves by itself is tried again. Whatever it answers, and whatever it
+    /// fails with, is searched for secrets.
     ///
     /// # Errors
     /// The step's error.
+    ///
+    /// # Panics
+    /// For an answer or an error with a token or key in it.
     pub async fn invoke(&self, step: &str, payload: &Value) -> Result<Value, Failure> {
         let began = Instant::now();
         loop {
@@ -105,26 +128,40 @@ impl Workbench {
                 {
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
-                ended => return ended,
+                ended => {
+                    let said = match &ended {
+                        Ok(answer) => answer.to_string(),
+                        Err(failure) => failure.cause.clone(),
+                    };
+                    assert_eq!(redact(&said), said, "{step} says a secret");
+                    return ended;
+                }
             }
         }
     }
 
-    /// Asks a step until it is done; answers its output and the machine's seconds that it took.
-    ///
-    /// # Errors
-    /// The step's error.
-    pub async fn until_done(&self, step: &str, mut payload: Value) -> Result<(Value, u64), Failure> {
-        let mut waited = 0;
+    /// Asks a step until it is done, carrying from one asking to the next what the machine carries.
+    pub async fn until_done(&self, step: &str, payload: Value) -> Waited<Value> {
+        self.asking(step, payload, |_| {}).await
+    }
+
+    async fn asking(&self, step: &str, mut payload: Value, mut look: impl FnMut(&Value)) -> Waited<Value> {
+        let mut seconds = 0;
         loop {
-            let answer = self.invoke(step, &payload).await?;
+            let mut answer = match self.invoke(step, &payload).await {
+                Ok(answer) => answer,
+                Err(failure) => return Waited { ended: Err(failure), seconds },
+            };
             if answer["done"] == true {
-                return Ok((answer["output"].clone(), waited));
+                return Waited { ended: Ok(answer["output"].take()), seconds };
             }
-            waited += wait(&answer).await;
-            payload["waited"] = json!(waited);
-            if !answer["confirmed"].is_null() {
-                payload["confirmed"] = answer["confirmed"].clone();
+            look(&answer);
+            seconds += wait(&answer).await;
+            payload["waited"] = json!(seconds);
+            for carried in ["confirmed", "suspect"] {
+                if let Some(value) = answer.get_mut(carried) {
+                    payload[carried] = value.take();
+                }
             }
         }
     }
@@ -138,12 +175,17 @@ impl Workbench {
             .await
     }
 
-    /// Probes an identity: the proof, and the machine's seconds that it took.
+    /// Probes an identity.
     ///
     /// # Errors
     /// The step's error.
-    pub async fn probe(&self, identity: &str) -> Result<(Value, u64), Failure> {
-        self.until_done("probe-identity", self.payload("probe-identity", json!({ "identity": identity }))).await
+    pub async fn probe(&self, identity: &str) -> Result<Probed, Failure> {
+        let mut refusals = 0;
+        let payload = self.payload("probe-identity", json!({ "identity": identity }));
+        let probed = self.asking("probe-identity", payload, |answer| {
+            refusals += u64::from(answer["confirmed"]["times"] == 0);
+        });
+        Ok(Probed { proof: probed.await.ended?, refusals })
     }
 
     /// Installs Karpenter with values laid over ours.
@@ -162,10 +204,21 @@ impl Workbench {
     /// # Errors
     /// The error under which the machine would end.
     pub async fn recover(&self, identity: &str) -> Result<Recovered, Failure> {
-        let (mut waited, mut suspect, mut heals) = (0, Value::Null, 0);
+        self.watch(identity).await.ended
+    }
+
+    /// The same, with the time that it took either way.
+    pub async fn watch(&self, identity: &str) -> Waited<Recovered> {
+        let mut seconds = 0;
+        let ended = self.check_and_heal(identity, &mut seconds).await;
+        Waited { ended, seconds }
+    }
+
+    async fn check_and_heal(&self, identity: &str, waited: &mut u64) -> Result<Recovered, Failure> {
+        let (mut suspect, mut heals) = (Value::Null, 0);
         let mut diagnoses = Vec::new();
         loop {
-            let looked = json!({ "identity": identity, "waited": waited, "suspect": suspect });
+            let looked = json!({ "identity": identity, "waited": *waited, "suspect": suspect });
             let mut answer = self.invoke("check-karpenter", &self.payload("check-karpenter", looked)).await?;
             let found = answer["diagnosis"].as_str().unwrap_or_default().to_owned();
             if !diagnoses.contains(&found) {
@@ -175,7 +228,7 @@ impl Workbench {
                 let restarts = self.restarts().await.map_err(|error| Failure::new("Test", error.to_string()))?;
                 return Ok(Recovered { diagnoses, heals, restarts });
             }
-            if waited >= 1_200 {
+            if *waited >= 1_200 {
                 return Err(Failure::new(answer["error"].as_str().unwrap_or_default(), answer["cause"].to_string()));
             }
             suspect = answer["suspect"].take();
@@ -189,8 +242,9 @@ impl Workbench {
                 let healed = self.invoke("heal-karpenter", &healing).await?;
                 heals = healed["heals"].as_u64().unwrap_or_default();
                 answer["retryAfterSeconds"] = healed["retryAfterSeconds"].clone();
+                suspect = Value::Null;
             }
-            waited += wait(&answer).await;
+            *waited += wait(&answer).await;
         }
     }
 
@@ -221,7 +275,7 @@ impl Workbench {
     /// Takes Karpenter, its service account and its role away, as if there had never been any.
     ///
     /// # Errors
-    /// What the API server or IAM refused, or pods that stay.
+    /// What the API server or AWS refused, or pods that stay.
     pub async fn forget(&self) -> anyhow::Result<()> {
         use k8s_openapi::api::{apps::v1::Deployment, core::v1::ServiceAccount};
         let deployments: Api<Deployment> = Api::namespaced(self.admin.clone(), NAMESPACE);
@@ -229,6 +283,7 @@ impl Workbench {
         gone(deployments.delete("karpenter", &DeleteParams::background()).await.map(|_| ()))?;
         gone(accounts.delete("karpenter", &DeleteParams::default()).await.map(|_| ()))?;
         self.recreate_pods().await?;
+        self.dissociate().await?;
         let iam = aws_sdk_iam::Client::new(&self.deployed.config);
         let role = self.role();
         let attached = iam.list_attached_role_policies().role_name(&role).into_paginator().items().send();
@@ -248,10 +303,24 @@ impl Workbench {
         Ok(())
     }
 
+    /// Deletes the Pod Identity association of Karpenter's service account, where there is one.
+    ///
+    /// # Errors
+    /// What EKS refused.
+    pub async fn dissociate(&self) -> anyhow::Result<()> {
+        let eks = aws_sdk_eks::Client::new(&self.deployed.config);
+        let listed = eks.list_pod_identity_associations().cluster_name(CLUSTER).namespace(NAMESPACE).send().await?;
+        for association in listed.associations.unwrap_or_default() {
+            let id = association.association_id.unwrap_or_default();
+            eks.delete_pod_identity_association().cluster_name(CLUSTER).association_id(id).send().await?;
+        }
+        Ok(())
+    }
+
     /// The name of the controller's role.
     #[must_use]
     pub fn role(&self) -> String {
-        format!("slipway-eks-workbench-{REGION}-controller")
+        format!("slipway-eks-{CLUSTER}-{REGION}-controller")
     }
 
     /// The ARN of the cluster's IAM OIDC provider.
@@ -286,7 +355,8 @@ async fn payloads(deployed: &Deployed, execution: &str) -> anyhow::Result<BTreeM
         let function = parameters.get("FunctionName").and_then(Value::as_str).context("a task has a function")?;
         let name = function.trim_end_matches(":live").rsplit(':').next().unwrap_or_default();
         let step = name.trim_start_matches("slipway-").to_owned();
-        payloads.insert(step, parameters.get("Payload").cloned().unwrap_or_default());
+        // Of a step that is asked again, the first asking: later ones carry what was found.
+        payloads.entry(step).or_insert_with(|| parameters.get("Payload").cloned().unwrap_or_default());
     }
     Ok(payloads)
 }

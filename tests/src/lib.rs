@@ -8,3 +8,4 @@ pub mod identity;
 pub mod privileges;
 pub mod repository;
 pub mod samples;
+pub mod secrets;
