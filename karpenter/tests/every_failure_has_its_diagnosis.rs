@@ -310,11 +310,15 @@ fn a_controller_is_ready_without_its_queue_so_the_queue_is_looked_at() {
     told["spec"]["template"]["spec"]["containers"] =
         json!([{ "env": [{ "name": "A" }, { "name": "INTERRUPTION_QUEUE", "value": "wrong" }] }]);
     assert_eq!(interruption_queue(&told), Some("wrong"));
+    let denied = r#"{"level":"ERROR","message":"Reconciler error","error":"operation error SQS: GetQueueUrl, api error AccessDenied: User: x is not authorized to perform: sqs:getqueueurl on resource: arn:aws:sqs:eu-west-1:1:wrong"}"#;
     let with = |exists: bool| Observed {
         deployment: Some(told.clone()),
         queue: Some(Queue { name: "wrong".into(), exists }),
         ..failing(running(true, ""))
     };
+    let asked = |log: &str| diagnose(&Observed { deployment: Some(told.clone()), ..failing(running(true, log)) });
+    assert!(asked("").asks_queue() && asked(denied).asks_queue(), "SQS denies before it says that there is none");
+    assert!(!diagnose(&failing(crashed(1, REFUSED))).asks_queue());
     assert_eq!(diagnose(&with(true)).diagnosis, Diagnosis::Ready);
     assert_eq!(kind(&with(false)), Kind::QueueMissing);
     assert!(diagnose(&with(false)).cause().contains("SQS knows no queue wrong"));

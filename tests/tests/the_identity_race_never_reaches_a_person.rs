@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
 use std::fmt::Write as _;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use slipway_tests::identity::{CLUSTER, PACE, Probed, Recovered, Workbench};
@@ -140,5 +140,4 @@ async fn soak_of_the_identity() {
     repository::report("identity", &report).unwrap();
     assert!(unraced.is_none_or(|seconds| seconds <= 6), "without a race the probe costs {unraced:?} s");
     assert!(met > 0, "no round met a race, so nothing was shown");
-    assert!(probing < Duration::from_mins(30), "the rounds took {probing:?}");
 }

@@ -219,7 +219,7 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
         observed.identity = Some(diagnosis::Identity { expected: expected(&input), flaw: Some(flaw) });
         report = diagnose(&observed);
     }
-    if report.diagnosis == Diagnosis::Ready
+    if report.asks_queue()
         && let Some(name) = observed.deployment.as_ref().and_then(interruption_queue)
     {
         observed.queue = Some(Queue { name: name.to_owned(), exists: has_queue(cx, name).await? });

@@ -141,6 +141,17 @@ impl Report {
         matches!(self.diagnosis, Diagnosis::IdentityRace | Diagnosis::Fatal(Kind::NotInjected(None)))
     }
 
+    /// Whether the diagnosis would be a better one if it were known whether the interruption queue is there: a controller
+    /// is ready without, and SQS denies a name that is none before it says that there is no such queue.
+    #[must_use]
+    pub fn asks_queue(&self) -> bool {
+        match &self.diagnosis {
+            Diagnosis::Ready => true,
+            Diagnosis::Fatal(Kind::Denied { action }) => action.starts_with("sqs:"),
+            _ => false,
+        }
+    }
+
     /// Whether making the failing pods anew can help: AWS will believe them, or EKS will give them their identity.
     #[must_use]
     pub const fn healable(&self) -> bool {
