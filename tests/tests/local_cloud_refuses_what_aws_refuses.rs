@@ -104,6 +104,7 @@ async fn a_network_is_taken_apart_in_order_or_not_at_all() {
 
     gateways_hold_addresses_and_subnets(&ec2, &vpc, &subnets[0]).await;
     groups_are_held_by_rules_and_interfaces(&ec2, &vpc, &subnets[1]).await;
+    load_balancers_hold_their_groups_beyond_their_end(&sdk, &vpc, &subnets[1]).await;
 
     // Tables: of a subnet, and the main one.
     let filters = || filter("vpc-id", &vpc);
@@ -130,6 +131,35 @@ async fn a_network_is_taken_apart_in_order_or_not_at_all() {
     let (code, _) = refused(ec2.delete_vpc().vpc_id(&vpc).send().await);
     assert_eq!(code, "InvalidVpcID.NotFound");
     cloud.stop().await;
+}
+
+async fn load_balancers_hold_their_groups_beyond_their_end(sdk: &SdkConfig, vpc: &str, subnet: &str) {
+    let (ec2, classic) = (&Ec2::new(sdk), aws_sdk_elasticloadbalancing::Client::new(sdk));
+    let (network, name) = (aws_sdk_elasticloadbalancingv2::Client::new(sdk), "web");
+    let id = group(ec2, vpc, "balanced").await;
+    let listener = aws_sdk_elasticloadbalancing::types::Listener::builder();
+    let listener = listener.protocol("TCP").load_balancer_port(80).instance_port(30080).build().unwrap();
+    let made = classic.create_load_balancer().load_balancer_name(name).subnets(subnet).security_groups(&id);
+    made.listeners(listener).send().await.unwrap();
+    let made = network.create_load_balancer().name(name).subnets(subnet).security_groups(&id);
+    let made = made.r#type(aws_sdk_elasticloadbalancingv2::types::LoadBalancerTypeEnum::Network).send().await.unwrap();
+    let arn = made.load_balancers.unwrap().remove(0).load_balancer_arn.unwrap();
+
+    let of_group = || ec2.describe_network_interfaces().filters(filter("group-id", &id));
+    let interfaces = of_group().send().await.unwrap().network_interfaces.unwrap();
+    let mut described: Vec<_> = interfaces.iter().filter_map(|one| one.description()).collect();
+    described.sort_unstable();
+    let tail = arn.split_once(":loadbalancer/").unwrap().1;
+    assert_eq!(described, [format!("ELB {tail}"), "ELB web".to_owned()]);
+    assert!(interfaces.iter().all(|one| one.requester_id() == Some("amazon-elb")));
+
+    classic.delete_load_balancer().load_balancer_name(name).send().await.unwrap();
+    network.delete_load_balancer().load_balancer_arn(arn).send().await.unwrap();
+    let held = violation(format!("resource {id} has a dependent object"));
+    assert_eq!(refused(ec2.delete_security_group().group_id(&id).send().await), held);
+    eventually("the interfaces go", || async { of_group().send().await.unwrap().network_interfaces().is_empty() })
+        .await;
+    ec2.delete_security_group().group_id(&id).send().await.unwrap();
 }
 
 async fn gateways_hold_addresses_and_subnets(ec2: &Ec2, vpc: &str, subnet: &str) {

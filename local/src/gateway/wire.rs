@@ -295,6 +295,9 @@ fn namespace(service: &str) -> &'static str {
     }
 }
 
+/// The version of the API of classic load balancers.
+const CLASSIC_BALANCERS: &str = "2012-06-01";
+
 pub(super) fn version(service: &str) -> &'static str {
     match service {
         "ec2" => "2016-11-15",
@@ -325,7 +328,10 @@ pub(crate) async fn send_query(
 ) -> Result<String, AwsError> {
     let mut call = outgoing(aws, service, action, Method::POST, "/")?;
     call.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
-    call.body = form_body(action, version(service), params);
+    // Both generations of load balancers have one name in the scope, and are told apart by the version alone.
+    let classic = params.iter().any(|(name, _)| name.starts_with("LoadBalancerName"));
+    let version = if classic { CLASSIC_BALANCERS } else { version(service) };
+    call.body = form_body(action, version, params);
     let answer = aws.gateway.dispatch(call).await;
     match error_of(&answer) {
         Some(refusal) => Err(refusal),

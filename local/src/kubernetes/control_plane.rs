@@ -29,8 +29,8 @@ const READY_WITHIN: Duration = Duration::from_mins(2);
 /// How many lines of a component's log an error shows.
 const LOG_LINES: usize = 15;
 
-/// The controllers that a cluster needs whose nodes, volumes and load balancers are not real.
-const CONTROLLERS: [&str; 16] = [
+/// The controllers that a cluster needs whose nodes are not real and whose volumes nothing is written to.
+const CONTROLLERS: [&str; 19] = [
     "clusterrole-aggregation-controller",
     "cronjob-controller",
     "daemonset-controller",
@@ -41,6 +41,9 @@ const CONTROLLERS: [&str; 16] = [
     "job-controller",
     "namespace-controller",
     "node-lifecycle-controller",
+    "persistentvolume-binder-controller",
+    "persistentvolume-protection-controller",
+    "persistentvolumeclaim-protection-controller",
     "pod-garbage-collector-controller",
     "replicaset-controller",
     "root-ca-certificate-publisher-controller",

@@ -3,6 +3,7 @@
 mod agent;
 mod certificates;
 mod control_plane;
+mod controllers;
 mod machines;
 
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use crate::gateway::call::{Aws, Dispatch, Principal};
 
 use self::agent::{Agent, AgentConfig};
 use self::control_plane::{Components, Programs};
+use self::controllers::Controllers;
 use self::machines::{InstanceTypes, Machines};
 
 /// What a control plane is made for.
@@ -112,7 +114,8 @@ type Key = (String, String, String);
 struct Cluster {
     components: Components,
     agent: Agent,
-    machines: TaskTracker,
+    /// Its machines and its controllers.
+    tasks: TaskTracker,
     stopping: CancellationToken,
     dir: PathBuf,
     _guard: DropGuard,
@@ -192,8 +195,14 @@ impl RealControlPlanes {
             authority: self.authority.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             agent: agent.clone(),
         };
-        let tracker = TaskTracker::new();
-        tracker.spawn(stopping.clone().run_until_cancelled_owned(machines.run()));
+        let controllers = Controllers {
+            client: components.admin.clone(),
+            aws: Aws { principal: Principal::service("eks.amazonaws.com", &cluster.account), ..machines.aws.clone() },
+            cluster: cluster.name.clone(),
+        };
+        let tasks = TaskTracker::new();
+        tasks.spawn(stopping.clone().run_until_cancelled_owned(machines.run()));
+        tasks.spawn(stopping.clone().run_until_cancelled_owned(controllers.run()));
         let control_plane = ControlPlane {
             url: components.url.clone(),
             certificate_authority_pem: components.certificates.authority.clone(),
@@ -201,7 +210,7 @@ impl RealControlPlanes {
             admin: components.admin.clone(),
             dir: dir.clone(),
         };
-        Ok((Cluster { components, agent, machines: tracker, stopping, dir, _guard: guard }, control_plane))
+        Ok((Cluster { components, agent, tasks, stopping, dir, _guard: guard }, control_plane))
     }
 }
 
@@ -226,8 +235,8 @@ impl ControlPlanes for RealControlPlanes {
 impl Cluster {
     async fn stop(self) {
         self.stopping.cancel();
-        self.machines.close();
-        self.machines.wait().await;
+        self.tasks.close();
+        self.tasks.wait().await;
         self.agent.stop().await;
         self.components.stop().await;
         if let Err(error) = tokio::fs::remove_dir_all(&self.dir).await {
