@@ -85,6 +85,15 @@ async fn networks(config: &SdkConfig, found: &mut BTreeSet<String>) -> anyhow::R
 }
 
 async fn others(config: &SdkConfig, found: &mut BTreeSet<String>) -> anyhow::Result<()> {
+    use aws_sdk_elasticloadbalancing::types::LoadBalancerDescription;
+    use aws_sdk_elasticloadbalancingv2::types::{LoadBalancer, TargetGroup};
+    let classic = aws_sdk_elasticloadbalancing::Client::new(config);
+    each!(found, "load balancer", classic.describe_load_balancers(), |one: LoadBalancerDescription| {
+        one.load_balancer_name
+    });
+    let balancers = aws_sdk_elasticloadbalancingv2::Client::new(config);
+    each!(found, "load balancer", balancers.describe_load_balancers(), |one: LoadBalancer| one.load_balancer_arn);
+    each!(found, "target group", balancers.describe_target_groups(), |group: TargetGroup| group.target_group_arn);
     let eks = aws_sdk_eks::Client::new(config);
     each!(found, "cluster", eks.list_clusters(), |name: String| Some(name));
     let sqs = aws_sdk_sqs::Client::new(config);

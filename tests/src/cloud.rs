@@ -1,5 +1,6 @@
 //! A local cloud with the control plane deployed, and the clients that a test looks with.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -91,6 +92,60 @@ impl Deployed {
         Ok(states.start_execution().state_machine_arn(machine).input(input.to_string()).send().await?.execution_arn)
     }
 
+    /// Runs a machine as somebody does who comes after a stopped run: again, for as long as that one's lease is held.
+    ///
+    /// # Errors
+    /// What Step Functions refused, or a lease that stays held for a minute.
+    pub async fn insist(&self, machine: &str, input: &Value) -> anyhow::Result<Ended> {
+        let began = Instant::now();
+        loop {
+            let ended = self.run_machine(machine, input).await?;
+            if ended.error != "LeaseHeld" {
+                return Ok(ended);
+            }
+            anyhow::ensure!(began.elapsed() < Duration::from_mins(1), "the lease stays held: {}", ended.cause);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// Starts a machine for a cluster, and stops the execution once it is through with a step. Like [`Self::insist`],
+    /// it waits for the lease of a run that was stopped before.
+    ///
+    /// # Errors
+    /// An execution that ended before it got there, or did not get there within three minutes.
+    pub async fn stop_after(&self, machine: &str, input: &Value, cluster: &str, step: &str) -> anyhow::Result<()> {
+        let states = aws_sdk_sfn::Client::new(&self.config);
+        let began = Instant::now();
+        let mut execution = self.start_machine(machine, input).await?;
+        while !self.is_through(&execution, cluster, step).await? {
+            let now = states.describe_execution().execution_arn(&execution).send().await?;
+            match (now.status.as_str(), now.error.as_deref()) {
+                ("RUNNING", _) => {}
+                (_, Some("LeaseHeld")) => execution = self.start_machine(machine, input).await?,
+                (ended, error) => {
+                    let cause = now.cause.unwrap_or_default();
+                    bail!("{machine} {ended} before {step} was over: {}: {cause}", error.unwrap_or_default());
+                }
+            }
+            anyhow::ensure!(began.elapsed() < Duration::from_mins(3), "{machine} never comes to {step}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        states.stop_execution().execution_arn(&execution).send().await?;
+        let stopped = self.end(&execution).await?;
+        // The step may have been the last one.
+        anyhow::ensure!(["ABORTED", "SUCCEEDED"].contains(&stopped.status.as_str()), "after {step}: {stopped:?}");
+        Ok(())
+    }
+
+    /// Whether an execution has opened its run and is through with a step of it.
+    async fn is_through(&self, execution: &str, cluster: &str, step: &str) -> anyhow::Result<bool> {
+        let rows = self.rows(cluster).await?;
+        let mut runs = rows.iter().filter(|(sk, row)| !sk.contains("#STEP#") && row["execution"] == execution);
+        let Some((run, _)) = runs.find(|(sk, _)| sk.starts_with("RUN#")) else { return Ok(false) };
+        let opens = step.starts_with("open-");
+        Ok(opens || rows.iter().any(|(sk, row)| *sk == format!("{run}#STEP#{step}") && row["status"] == "done"))
+    }
+
     /// Waits for an execution's end, at most five minutes.
     ///
     /// # Errors
@@ -123,6 +178,19 @@ impl Deployed {
         invoke(&aws, &format!("slipway-{step}:live"), input).await
     }
 
+    /// How often each function called AWS since call number `since`; its own table, logs and invocations apart.
+    #[must_use]
+    pub fn calls(&self, since: u64) -> BTreeMap<String, usize> {
+        let mut calls = BTreeMap::new();
+        let entries = self.cloud.gateway().record().entries().into_iter().filter(|call| call.seq > since);
+        for call in entries.filter(|call| !["dynamodb", "logs", "lambda"].contains(&call.service.as_str())) {
+            if let Some(function) = call.function {
+                *calls.entry(function).or_default() += 1;
+            }
+        }
+        calls
+    }
+
     /// The calls by which functions changed AWS since call number `since`: not our own table, bus and logs, and not
     /// the tokens that a function asks for.
     #[must_use]
@@ -144,7 +212,7 @@ impl Deployed {
     /// # Errors
     /// That the cluster has no audit log.
     pub fn kubernetes_mutations(&self, cluster: &str) -> anyhow::Result<Vec<String>> {
-        let log = self.cloud.dir().join("clusters").join(ACCOUNT).join(REGION).join(cluster).join("logs/audit.jsonl");
+        let log = self.folder(cluster).join("logs/audit.jsonl");
         let lines = std::fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))?;
         let entries = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         let text = |entry: &Value, pointer: &str| {
@@ -173,8 +241,7 @@ impl Deployed {
     /// # Errors
     /// That there is no such cluster.
     pub async fn admin(&self, cluster: &str) -> anyhow::Result<kube::Client> {
-        let file = self.cloud.dir().join(format!("clusters/{ACCOUNT}/{REGION}/{cluster}/admin.kubeconfig"));
-        let kubeconfig = Kubeconfig::read_from(file)?;
+        let kubeconfig = Kubeconfig::read_from(self.folder(cluster).join("admin.kubeconfig"))?;
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
         Ok(kube::Client::try_from(config)?)
     }
@@ -190,6 +257,28 @@ impl Deployed {
         }
         let arguments = [&["--kubeconfig", kubeconfig.as_str(), "-o", "json"], arguments].concat();
         Ok(serde_json::from_str(&self.run("kubectl", &arguments).await?)?)
+    }
+
+    /// Kills a cluster's API server for good.
+    ///
+    /// # Errors
+    /// That none runs.
+    pub async fn kill_api_server(&self, cluster: &str) -> anyhow::Result<()> {
+        let folder = format!("{}/", self.folder(cluster).display());
+        for process in std::fs::read_dir("/proc")?.flatten() {
+            let line = std::fs::read_to_string(process.path().join("cmdline")).unwrap_or_default();
+            let arguments: Vec<&str> = line.split('\0').collect();
+            if arguments[0].ends_with("kube-apiserver") && arguments.iter().any(|one| one.contains(&folder)) {
+                let killed = Command::new("kill").arg("-KILL").arg(process.file_name()).status().await?;
+                anyhow::ensure!(killed.success(), "the API server of {cluster} does not end");
+                return Ok(());
+            }
+        }
+        bail!("{cluster} has no API server that runs")
+    }
+
+    fn folder(&self, cluster: &str) -> PathBuf {
+        self.cloud.dir().join("clusters").join(ACCOUNT).join(REGION).join(cluster)
     }
 
     /// Runs one of the set-up's tools in the cloud's environment.

@@ -1,14 +1,17 @@
-//! A run that was stopped after any of its steps, whatever it left half made, is finished by the next with the same spec.
+//! A run that was stopped after any of its steps, whatever it left half made or half taken away, is finished by the next
+//! with the same input; and what was taken away is gone.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
 
-use std::time::{Duration, Instant};
+use std::fmt::Write as _;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use slipway_local::cloud::Kubernetes;
 use slipway_tests::cloud::Deployed;
+use slipway_tests::{account, repository};
 
-/// The steps after which a run is stopped, in the machine's order. Before `open-run` is over nothing is there.
-const STEPS: [&str; 15] = [
+/// The steps after which a provision is stopped, in the machine's order. Before `open-run` is over nothing is there.
+const MAKING: [&str; 15] = [
     "open-run",
     "preflight",
     "ensure-cluster-roles",
@@ -26,66 +29,90 @@ const STEPS: [&str; 15] = [
     "apply-node-pools",
 ];
 
-fn spec() -> Value {
+/// The steps after which a teardown is stopped.
+const TAKING: [&str; 13] = [
+    "open-teardown",
+    "release-workloads",
+    "drain-capacity",
+    "uninstall-karpenter",
+    "delete-addons",
+    "delete-queue",
+    "delete-node-groups",
+    "terminate-instances",
+    "delete-cluster",
+    "delete-identity",
+    "delete-remnants",
+    "delete-network",
+    "audit",
+];
+
+fn spec(name: &str) -> Value {
     let mut spec: Value = serde_json::from_str(include_str!("../../examples/innovate-dev.json")).unwrap();
-    spec["name"] = json!("half-made");
+    spec["name"] = json!(name);
     spec
 }
 
-/// After the step that leaves most half made; `SLIPWAY_STOP_AFTER` names another, and the soak takes them all.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_stopped_after_a_step_is_finished_by_the_next() {
-    let chosen = std::env::var("SLIPWAY_STOP_AFTER").unwrap_or_else(|_| "create-cluster".to_owned());
-    stopped_and_finished(&chosen).await;
+fn teardown(name: &str) -> Value {
+    json!({ "name": name, "network": "delete" })
 }
 
+/// After the steps that leave most half done; `SLIPWAY_STOP_AFTER=<step>,<step>` names others, and the soak takes all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a quarter of an hour: part of `make soak`"]
-async fn soak_a_run_stopped_after_each_step_is_finished_by_the_next() {
-    for step in STEPS {
-        stopped_and_finished(step).await;
-    }
-}
-
-async fn stopped_and_finished(step: &str) {
-    eprintln!("stopped after {step}: to repeat this one, set SLIPWAY_STOP_AFTER={step}");
+async fn a_stopped_run_is_finished_by_the_next() {
+    let chosen = std::env::var("SLIPWAY_STOP_AFTER").unwrap_or_else(|_| "create-cluster,delete-node-groups".to_owned());
+    let (making, taking) = chosen.split_once(',').expect("a step of each machine");
+    eprintln!("stopped after {making} and {taking}: to repeat it, set SLIPWAY_STOP_AFTER={making},{taking}");
     let deployed = Deployed::start(Kubernetes::Real).await.unwrap();
-    let execution = deployed.start_machine("slipway-provision", &spec()).await.unwrap();
-    reached(&deployed, step).await;
-    let states = aws_sdk_sfn::Client::new(&deployed.config);
-    states.stop_execution().execution_arn(&execution).send().await.unwrap();
-    let stopped = deployed.end(&execution).await.unwrap();
-    assert_eq!(stopped.status, "ABORTED", "after {step}");
-
-    // What a person is told who is too early: when to start again.
-    let began = Instant::now();
-    let finished = loop {
-        let next = deployed.provision(&spec()).await.unwrap();
-        if next.error != "LeaseHeld" {
-            break next;
-        }
-        assert!(began.elapsed() < Duration::from_mins(1), "after {step} the lease stays taken: {}", next.cause);
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    };
-    assert_eq!(finished.status, "SUCCEEDED", "after {step}: {}: {}", finished.error, finished.cause);
-    let nodes = deployed.kubectl("half-made", &["get", "deployment", "karpenter", "-n", "karpenter"]).await.unwrap();
-    assert_eq!(nodes["status"]["readyReplicas"], 2, "after {step}");
+    life(&deployed, "half-made", &[making], &[taking]).await;
     deployed.cloud.stop().await;
 }
 
-/// Waits until a step of the cluster's run is over.
-async fn reached(deployed: &Deployed, step: &str) {
-    let began = Instant::now();
-    loop {
-        let rows = deployed.rows("half-made").await.unwrap();
-        let done = |(sk, row): &(String, Value)| {
-            let opened = step == "open-run" && sk == "LEASE";
-            opened || (sk.ends_with(&format!("#STEP#{step}")) && row["status"] == "done")
-        };
-        if rows.iter().any(done) {
-            return;
-        }
-        assert!(began.elapsed() < Duration::from_mins(3), "{step} is never over");
-        tokio::time::sleep(Duration::from_millis(200)).await;
+/// One cluster, whose every run is stopped one step later than the one before it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make soak: about eight minutes"]
+async fn soak_a_run_stopped_after_each_step_in_turn_is_finished_by_the_next() {
+    let deployed = Deployed::start(Kubernetes::Real).await.unwrap();
+    let seconds = life(&deployed, "stopped", &MAKING, &TAKING).await;
+    deployed.cloud.stop().await;
+    let mut report = "| machine | stopped after | s until there |\n|---|---|---|\n".to_owned();
+    for ((machine, step), seconds) in steps(&MAKING, &TAKING).zip(seconds) {
+        writeln!(report, "| {machine} | {step} | {seconds:.1} |").unwrap();
     }
+    report.push_str("\nEach run after the first began over what the stopped one had left; the last provision succeeded with two ready");
+    report.push_str("\nreplicas of Karpenter, the last teardown with the account as before.\n");
+    repository::report("stopped after each step", &report).unwrap();
+}
+
+fn steps<'a>(making: &'a [&str], taking: &'a [&str]) -> impl Iterator<Item = (&'static str, &'a str)> {
+    let making = making.iter().map(|step| ("slipway-provision", *step));
+    making.chain(taking.iter().map(|step| ("slipway-teardown", *step)))
+}
+
+/// A cluster from nothing to nothing, with a run stopped after each of these steps; answers how many seconds each took
+/// until there, the wait for the lease of the stopped one included.
+async fn life(deployed: &Deployed, name: &str, making: &[&str], taking: &[&str]) -> Vec<f64> {
+    let before = account::inventory(&deployed.config).await.unwrap();
+    let mut seconds = Vec::new();
+    for step in making {
+        let began = Instant::now();
+        deployed.stop_after("slipway-provision", &spec(name), name, step).await.unwrap();
+        seconds.push(began.elapsed().as_secs_f64());
+    }
+    let finished = deployed.insist("slipway-provision", &spec(name)).await.unwrap();
+    assert_eq!(finished.status, "SUCCEEDED", "after {making:?}: {}: {}", finished.error, finished.cause);
+    let karpenter = deployed.kubectl(name, &["get", "deployment", "karpenter", "-n", "karpenter"]).await.unwrap();
+    assert_eq!(karpenter["status"]["readyReplicas"], 2, "after {making:?}");
+
+    for step in taking {
+        let began = Instant::now();
+        deployed.stop_after("slipway-teardown", &teardown(name), name, step).await.unwrap();
+        seconds.push(began.elapsed().as_secs_f64());
+    }
+    let finished = deployed.insist("slipway-teardown", &teardown(name)).await.unwrap();
+    assert_eq!(finished.status, "SUCCEEDED", "after {taking:?}: {}: {}", finished.error, finished.cause);
+    let after = account::inventory(&deployed.config).await.unwrap();
+    let left: Vec<_> = after.difference(&before).collect();
+    let lost: Vec<_> = before.difference(&after).collect();
+    assert!(left.is_empty() && lost.is_empty(), "after {taking:?}: left {left:#?}, lost {lost:#?}");
+    seconds
 }
