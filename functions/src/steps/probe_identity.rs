@@ -1,8 +1,9 @@
 //! probe-identity: asks STS, as the controller will, until it believes the controller's service account.
 //!
 //! A controller that starts before that exits, and its back-off costs minutes. STS answers per host, so one yes is no
-//! proof: it must be three over five seconds, each on a connection of its own. What no waiting cures is told at once.
+//! proof: it must be three over five seconds, each on connections of its own. What no waiting cures is told at once.
 
+use futures::future::try_join_all;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -55,7 +56,7 @@ pub struct Input {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Confirmed {
-    /// Each on a connection of its own, since STS answers per host.
+    /// Each on connections of its own, all of which have to say so, since STS answers per host.
     pub times: u32,
     /// Seconds from the first yes to the moment when the step is asked next.
     pub over_seconds: u32,
@@ -85,7 +86,7 @@ pub struct Asking {
 #[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Proof {
-    /// How often STS said yes; 0 with Pod Identity, where nobody outside of a node can ask.
+    /// How often STS was asked and every connection said yes; 0 with Pod Identity, where nobody outside of a node can ask.
     pub confirmations: u32,
     /// Seconds from the first yes to the last.
     pub over_seconds: u32,
@@ -111,6 +112,9 @@ impl Step for ProbeIdentity {
 
 /// As many times in a row as make another refusal unlikely.
 const CONFIRMATIONS: u32 = 3;
+
+/// On how many connections STS is asked each time, side by side: every one may reach another host, and costs no time.
+const CONNECTIONS: usize = 3;
 
 /// The least time that they span, in seconds: as long as published propagation delays jump between hosts of STS.
 const SPAN: u32 = 5;
@@ -267,7 +271,14 @@ async fn flaw(cx: &Context, kubernetes: &Cluster, input: &Input) -> Result<Optio
 async fn ask_sts(kubernetes: &Cluster, input: &Input) -> Result<Answer, StepError> {
     let token = kubernetes.service_account_token(&input.namespace, SERVICE_ACCOUNT, AUDIENCE).await?;
     // A client of its own is a connection of its own.
-    believes(&token::anonymous_sts(&input.cluster.region), &input.controller_role_arn, &token).await
+    let hosts: Vec<_> = (0..CONNECTIONS).map(|_| token::anonymous_sts(&input.cluster.region)).collect();
+    let answers = try_join_all(hosts.iter().map(|host| believes(host, &input.controller_role_arn, &token))).await?;
+    Ok(together(answers))
+}
+
+/// Yes if every host says so; else the words of one that does not.
+fn together(answers: impl IntoIterator<Item = Answer>) -> Answer {
+    answers.into_iter().find(|answer| *answer != Answer::Yes).unwrap_or(Answer::Yes)
 }
 
 /// Asks STS once. Whatever comes back, the token is not in what is answered.
@@ -403,6 +414,13 @@ mod tests {
         let Ok(Output::Proven(Done { output: proof, .. })) = end else { panic!("{end:?}") };
         assert_eq!((proof.confirmations, proof.over_seconds, waited), (3, 5, 5));
         assert!(proof.unchecked.is_empty());
+    }
+
+    #[test]
+    fn one_host_that_does_not_believe_is_a_no() {
+        let no = || Answer::No("AccessDenied".to_owned());
+        assert_eq!(together([Answer::Yes, Answer::Yes, Answer::Yes]), Answer::Yes);
+        assert_eq!(together([Answer::Yes, no(), Answer::Yes]), no());
     }
 
     #[test]
