@@ -123,7 +123,7 @@ impl Step for CheckKarpenter {
 const ASK_AGAIN: u32 = 5;
 
 /// How far back the log of a controller that is ready may speak against it, in seconds: what it said before this run
-/// mended something is no news.
+/// mended something is no news. Shorter than the patience with what it may say.
 const RECENT: i64 = 60;
 
 /// What a report means for the machine: a failure is believed once it was seen for as long as its kind asks for.
@@ -320,6 +320,14 @@ mod tests {
         let other = Some(Suspect { error: ErrorName::AdmissionRefused, since: 0 });
         assert_eq!(decide(crd(), &input(160, other)).unwrap().suspect.unwrap().since, 160);
         assert_eq!(decide(report(Diagnosis::Progressing, false), &input(160, other)).unwrap().suspect, None);
+    }
+
+    #[test]
+    fn what_a_log_said_before_it_was_mended_is_never_believed() {
+        let sqs = Kind::Denied { action: "sqs:GetQueueUrl".to_owned() };
+        for kind in [Kind::LeaderElection, Kind::QueueMissing, sqs] {
+            assert!(i64::from(kind.patience()) > RECENT + i64::from(ASK_AGAIN), "{kind:?}");
+        }
     }
 
     #[test]

@@ -120,7 +120,9 @@ impl Kind {
             | Self::NotInjected(_)
             | Self::ZonalShift
             | Self::ImagePull { hopeless: true } => 0,
-            Self::CrdMissing | Self::AdmissionRefused | Self::Quota | Self::LeaderElection | Self::QueueMissing => 60,
+            Self::CrdMissing | Self::AdmissionRefused | Self::Quota => 60,
+            // Longer than the minute of logs that is looked at: what was said before it was mended is no news then.
+            Self::LeaderElection | Self::QueueMissing => 90,
             // A fresh policy is believed as late as a fresh trust: up to a minute.
             Self::StsUnreachable
             | Self::Denied { .. }
