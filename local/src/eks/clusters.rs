@@ -138,17 +138,40 @@ impl Eks {
             Ok(url) => url,
             Err(error) => return self.fail(id, &error),
         };
-        let mut state = self.state();
-        let Ok(cluster) = state.cluster(id) else { return };
-        cluster.view["endpoint"] = json!(url);
-        cluster.view["certificateAuthority"] = json!({"data": STANDARD.encode(&plane.certificate_authority_pem)});
-        cluster.view["identity"] = json!({"oidc": {"issuer": cluster.issuer}});
-        cluster.plane = Some(plane);
-        cluster.usable_from = Some(usable_from);
-        if cluster.status() == "CREATING" {
-            cluster.view["status"] = json!("ACTIVE");
+        {
+            let mut state = self.state();
+            let Ok(cluster) = state.cluster(id) else { return };
+            cluster.view["endpoint"] = json!(url);
+            cluster.view["certificateAuthority"] = json!({"data": STANDARD.encode(&plane.certificate_authority_pem)});
+            cluster.view["identity"] = json!({"oidc": {"issuer": cluster.issuer}});
+            cluster.plane = Some(plane);
+            cluster.usable_from = Some(usable_from);
+            if cluster.status() == "CREATING" {
+                cluster.view["status"] = json!("ACTIVE");
+            }
         }
         tracing::info!(cluster = id.name, endpoint = url, "cluster is ACTIVE");
+        self.open_log_group(id).await;
+    }
+
+    /// Makes the log group of a cluster that logs anything. It outlives the cluster, as EKS's does.
+    pub(super) async fn open_log_group(&self, id: &ClusterId) {
+        let logs = self.state().cluster(id).is_ok_and(|cluster| {
+            cluster.view["logging"]["clusterLogging"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .any(|setup| setup["enabled"] == true)
+        });
+        if logs {
+            let group = json!({"logGroupName": format!("/aws/eks/{}/cluster", id.name)});
+            let made = self.aws(&id.account, &id.region).json("logs", "Logs_20140328.CreateLogGroup", &group).await;
+            if let Err(refusal) = made
+                && !refusal.code.contains("AlreadyExists")
+            {
+                tracing::warn!(cluster = id.name, "no log group: {refusal}");
+            }
+        }
     }
 
     fn fail(&self, id: &ClusterId, error: &anyhow::Error) {

@@ -107,6 +107,7 @@ impl Eks {
                     cluster.view["status"] = json!("ACTIVE");
                 }
             }
+            eks.open_log_group(&id).await;
         });
     }
 }
