@@ -16,7 +16,7 @@ use crate::{
     Context,
     aws::{
         documents::same_document,
-        error::{During as _, code, refused},
+        error::{During as _, code, is_gone, refused},
         partition,
         tags::{self, missing, ours},
     },
@@ -165,16 +165,19 @@ async fn queue(cx: &Context, name: &str) -> Result<Option<FoundQueue>, StepError
     let sqs = cx.aws.sqs();
     let url = match sqs.get_queue_url().queue_name(name).send().await {
         Ok(answer) => answer.queue_url.unwrap_or_default(),
-        Err(error)
-            if code(&error).is_some_and(|code| code.ends_with("NonExistentQueue") || code == "QueueDoesNotExist") =>
-        {
-            return Ok(None);
-        }
+        Err(error) if code(&error).is_some_and(is_gone) => return Ok(None),
         Err(error) => return Err(refused("sqs:GetQueueUrl", &error)),
     };
+    // A queue that was just deleted is known by its name for a while.
     let call = sqs.get_queue_attributes().queue_url(&url).attribute_names(QueueAttributeName::All);
-    let attributes = call.send().await.during("sqs:GetQueueAttributes")?.attributes.unwrap_or_default();
-    let tags = sqs.list_queue_tags().queue_url(&url).send().await.during("sqs:ListQueueTags")?.tags;
+    let attributes = match call.send().await {
+        Err(error) if code(&error).is_some_and(is_gone) => return Ok(None),
+        answer => answer.during("sqs:GetQueueAttributes")?.attributes.unwrap_or_default(),
+    };
+    let tags = match sqs.list_queue_tags().queue_url(&url).send().await {
+        Err(error) if code(&error).is_some_and(is_gone) => return Ok(None),
+        answer => answer.during("sqs:ListQueueTags")?.tags,
+    };
     Ok(Some(FoundQueue {
         url,
         attributes: attributes.into_iter().map(|(name, value)| (name.as_str().to_owned(), value)).collect(),
