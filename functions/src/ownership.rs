@@ -2,6 +2,7 @@
 //!
 //! Ownership is a tag, or a name that is exactly one of ours, never the beginning of a name: `demo`, `demo-2` and
 //! `demo_2` live side by side in one account. What bears another cluster's tag is that cluster's, whatever it is called.
+//! A cluster that somebody else made is found by what they call and tag things, too, once a person says `adopt`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -37,6 +38,8 @@ pub const NAME_TAGS: [&str; 10] = [
 const KUBERNETES_TAG: &str = "kubernetes.io/cluster/";
 /// CloudFormation's own tag. What has it goes with its stack, and not otherwise.
 pub const STACK_TAG: &str = "aws:cloudformation:stack-name";
+/// A volume that is to outlive its claim, and so its cluster: it is nobody's leftover from then on.
+pub const RETAINED_TAG: &str = "slipway:retained";
 
 /// A resource as its service describes it.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,6 +62,8 @@ pub struct Resource {
     pub gib: Option<i32>,
     /// `available`, `deleting`, …, where its kind has states.
     pub state: String,
+    /// What EKS complains of about it, a sentence each.
+    pub issues: Vec<String>,
     /// When it was made, where its service says so.
     pub created_at: Option<OffsetDateTime>,
 }
@@ -76,6 +81,7 @@ impl Resource {
             instance_type: None,
             gib: None,
             state: String::new(),
+            issues: Vec::new(),
             created_at: None,
         }
     }
@@ -132,31 +138,41 @@ pub fn keys(cluster: &ClusterKey) -> Vec<String> {
     NAME_TAGS.iter().map(|&key| key.to_owned()).chain([kubernetes_tag(cluster)]).collect()
 }
 
-/// Whether tags say that a resource is the cluster's. What bears our tag for another cluster is that cluster's, whatever
-/// else it says.
+/// Why a resource belongs to a cluster; none if it does not. With `adopt` also what others' names and Karpenter's
+/// discovery tag say, which people put on what is theirs, too.
 #[must_use]
-pub fn owned(cluster: &ClusterKey, tags: &BTreeMap<String, String>) -> bool {
-    owning_tag(cluster, tags).is_some()
-}
-
-/// The same for what also has a name: it is the cluster's too if it is called what Slipway calls the cluster's.
-#[must_use]
-pub fn owned_or_named(cluster: &ClusterKey, tags: &BTreeMap<String, String>, name: &str, wanted: &[String]) -> bool {
-    !is_anothers(cluster, tags) && (wanted.iter().any(|wanted| wanted == name) || owned(cluster, tags))
-}
-
-/// Why a resource belongs to a cluster; none if it does not.
-#[must_use]
-pub fn belongs(cluster: &ClusterKey, resource: &Resource) -> Option<String> {
-    if is_anothers(cluster, &resource.tags) || !may_be_of_the_region(cluster, resource) {
+pub fn belongs(cluster: &ClusterKey, adopt: bool, resource: &Resource) -> Option<String> {
+    if is_anothers(cluster, &resource.tags) || !may_be_of_the_region(cluster, adopt, resource) {
         return None;
     }
-    by_tag(cluster, resource).or_else(|| by_name(cluster, resource))
+    by_tag(cluster, adopt, resource).or_else(|| by_name(cluster, resource)).or_else(|| {
+        let because = format!("it is called as others call what is of a cluster {}", cluster.name);
+        (adopt && others_call_it(cluster, resource)).then_some(because)
+    })
+}
+
+/// All that belongs to a cluster, and why: by itself, or by what it is part of.
+#[must_use]
+pub fn of_cluster<'a>(cluster: &ClusterKey, adopt: bool, resources: &'a [Resource]) -> Vec<(&'a Resource, String)> {
+    let mut ids = BTreeSet::new();
+    let (mut found, mut left) = (Vec::new(), Vec::new());
+    for resource in resources {
+        match belongs(cluster, adopt, resource) {
+            Some(because) => {
+                ids.extend([resource.arn.clone(), resource.name.clone()]);
+                found.push((resource, because));
+            }
+            None => left.push(resource),
+        }
+    }
+    for resource in left {
+        found.extend(belongs_with(cluster, resource, &ids).map(|because| (resource, because)));
+    }
+    found
 }
 
 /// The same for a resource that says nothing itself, from the ids of what already was found to belong to the cluster.
-#[must_use]
-pub fn belongs_with(cluster: &ClusterKey, resource: &Resource, ids: &BTreeSet<String>) -> Option<String> {
+fn belongs_with(cluster: &ClusterKey, resource: &Resource, ids: &BTreeSet<String>) -> Option<String> {
     let holder = resource.part_of.iter().find(|id| ids.contains(*id))?;
     (!is_anothers(cluster, &resource.tags)).then(|| format!("it is part of {holder}, which is the cluster's"))
 }
@@ -185,6 +201,13 @@ pub fn clusters_named(resource: &Resource) -> BTreeSet<String> {
     named
 }
 
+/// Whether a volume was made for a claim: it holds somebody's data.
+#[must_use]
+pub fn is_of_claim(resource: &Resource) -> bool {
+    resource.kind == Kind::Volume
+        && resource.tags.keys().any(|key| key.starts_with("kubernetes.io/created-for/") || key == "CSIVolumeName")
+}
+
 /// Whether it bears the tag by which Slipway knows its own.
 #[must_use]
 pub fn is_tagged(resource: &Resource) -> bool {
@@ -196,8 +219,11 @@ fn owners(tags: &BTreeMap<String, String>) -> impl Iterator<Item = &str> {
     tags.iter().filter(|(_, value)| *value == "owned").filter_map(|(key, _)| key.strip_prefix(KUBERNETES_TAG))
 }
 
-/// Whether a tag says that it is another cluster's, too: then it is not ours to judge.
+/// Whether a tag says that it is another cluster's, too, or is to be kept: then it is not ours to judge.
 fn is_anothers(cluster: &ClusterKey, tags: &BTreeMap<String, String>) -> bool {
+    if tags.contains_key(RETAINED_TAG) {
+        return true;
+    }
     match tags.get(names::CLUSTER_TAG) {
         Some(ours) => *ours != cluster.name,
         None => owners(tags).any(|owner| owner != cluster.name),
@@ -205,21 +231,22 @@ fn is_anothers(cluster: &ClusterKey, tags: &BTreeMap<String, String>) -> bool {
 }
 
 /// The key of the tag that says so.
-fn owning_tag(cluster: &ClusterKey, tags: &BTreeMap<String, String>) -> Option<String> {
+fn owning_tag(cluster: &ClusterKey, adopt: bool, tags: &BTreeMap<String, String>) -> Option<String> {
     if is_anothers(cluster, tags) {
         return None;
     }
-    let names_it = NAME_TAGS.iter().find(|key| tags.get(**key) == Some(&cluster.name)).map(|key| (*key).to_owned());
+    let mut keys = NAME_TAGS.iter().filter(|key| adopt || **key != names::DISCOVERY_TAG);
+    let names_it = keys.find(|key| tags.get(**key) == Some(&cluster.name)).map(|key| (*key).to_owned());
     names_it.or_else(|| owners(tags).next().map(|_| kubernetes_tag(cluster)))
 }
 
-fn by_tag(cluster: &ClusterKey, resource: &Resource) -> Option<String> {
+fn by_tag(cluster: &ClusterKey, adopt: bool, resource: &Resource) -> Option<String> {
     if resource.kind.is_network() && !is_tagged(resource) {
         // Any other tag on a network says who may use it.
         let stack = resource.tag(STACK_TAG)?;
         return (stack == names::stack(cluster)).then(|| format!("it is in the cluster's network stack {stack}"));
     }
-    let key = owning_tag(cluster, &resource.tags)?;
+    let key = owning_tag(cluster, adopt, &resource.tags)?;
     let value = resource.tag(&key)?;
     Some(format!("its tag {key} is {value}"))
 }
@@ -254,18 +281,27 @@ fn by_name(cluster: &ClusterKey, resource: &Resource) -> Option<String> {
     }
 }
 
+/// Whether it is called `Karpenter<What>-<cluster>`, as Karpenter's guide and the Terraform modules call roles, policies,
+/// profiles, queues and rules. `<What>` has no hyphen, so that the cluster's name is a whole one.
+fn others_call_it(cluster: &ClusterKey, resource: &Resource) -> bool {
+    let kinds = [Kind::Role, Kind::Policy, Kind::InstanceProfile, Kind::Queue, Kind::Rule];
+    let of = resource.name.strip_prefix("Karpenter").and_then(|rest| rest.split_once('-')).map(|(_, of)| of);
+    kinds.contains(&resource.kind) && of == Some(&cluster.name)
+}
+
 /// IAM is one for all regions, and two regions may have clusters of one name: there the name, path, ARN or a tag must
-/// speak for the region, or the resource is left alone.
-fn may_be_of_the_region(cluster: &ClusterKey, resource: &Resource) -> bool {
-    let tagged = resource.tag("topology.kubernetes.io/region") == Some(&cluster.region);
+/// speak for the region, or the resource is left alone. Others' names and tags don't tell of regions: whoever adopts a
+/// cluster vouches for that.
+fn may_be_of_the_region(cluster: &ClusterKey, adopt: bool, resource: &Resource) -> bool {
+    let region = resource.tag("topology.kubernetes.io/region");
+    let tagged = region == Some(&cluster.region) || (adopt && region.is_none() && !is_tagged(resource));
     match resource.kind {
         Kind::Role => tagged || is_called(&resource.name, |suffix| names::role(cluster, suffix)),
         Kind::Policy => tagged || is_called(&resource.name, |suffix| names::policy(cluster, suffix)),
-        Kind::InstanceProfile => {
-            tagged
-                || karpenter_path(&resource.arn).is_some_and(|(region, _)| region == cluster.region)
-                || is_called(&resource.name, |suffix| names::role(cluster, suffix))
-        }
+        Kind::InstanceProfile => match karpenter_path(&resource.arn) {
+            Some((region, _)) => region == cluster.region,
+            None => tagged || is_called(&resource.name, |suffix| names::role(cluster, suffix)),
+        },
         Kind::OidcProvider => resource.arn.contains(&format!("/oidc.eks.{}.", cluster.region)),
         _ => true,
     }
@@ -274,14 +310,14 @@ fn may_be_of_the_region(cluster: &ClusterKey, resource: &Resource) -> bool {
 /// Whether it is worth asking for the tags of something that its list shows without them: it may be this cluster's by
 /// its name, or some cluster's if none is given.
 #[must_use]
-pub fn may_belong(cluster: Option<&ClusterKey>, resource: &Resource) -> bool {
-    match cluster {
-        None => resource.name.starts_with("slipway-eks-") || !clusters_named(resource).is_empty(),
-        Some(cluster) => {
-            by_name(cluster, resource).is_some()
-                || matches!(resource.kind, Kind::Role | Kind::Policy) && may_be_of_the_region(cluster, resource)
-        }
-    }
+pub fn may_belong(cluster: Option<&ClusterKey>, adopt: bool, resource: &Resource) -> bool {
+    let Some(cluster) = cluster else {
+        return resource.name.starts_with("slipway-eks-") || !clusters_named(resource).is_empty();
+    };
+    let speaks_of_it = || resource.name.to_lowercase().contains(&cluster.name.to_lowercase());
+    by_name(cluster, resource).is_some()
+        || matches!(resource.kind, Kind::Role | Kind::Policy) && may_be_of_the_region(cluster, false, resource)
+        || adopt && speaks_of_it()
 }
 
 /// Whether a name is what the cluster's would be with one of the endings that it could have.
@@ -442,8 +478,9 @@ mod tests {
     fn left_by_tag(cluster: &ClusterKey) -> Vec<Resource> {
         let name = cluster.name.as_str();
         let owned = format!("kubernetes.io/cluster/{name}");
+        let own = NAME_TAGS.iter().filter(|key| **key != names::DISCOVERY_TAG);
         let each: Vec<BTreeMap<String, String>> =
-            NAME_TAGS.iter().map(|key| tags(&[(*key, name)])).chain([tags(&[(&owned, "owned")])]).collect();
+            own.map(|key| tags(&[(*key, name)])).chain([tags(&[(&owned, "owned")])]).collect();
         let kinds = [
             Kind::Instance,
             Kind::Volume,
@@ -473,10 +510,12 @@ mod tests {
     fn every_type_belongs_to_its_own_cluster_and_to_no_neighbour() {
         for owner in NEIGHBOURS {
             let left = [left_by_name(&key(owner)), left_by_tag(&key(owner))].concat();
-            assert!(left.len() > 90, "{}", left.len());
+            assert!(left.len() > 80, "{}", left.len());
             for resource in &left {
                 for cluster in NEIGHBOURS {
-                    let found = belongs(&key(cluster), resource);
+                    let found = belongs(&key(cluster), false, resource);
+                    let adopted = belongs(&key(cluster), true, resource);
+                    assert_eq!(found.is_some(), adopted.is_some(), "{resource:?} of {owner} for {cluster}");
                     assert_eq!(found.is_some(), cluster == owner, "{resource:?} of {owner} for {cluster}: {found:?}");
                 }
             }
@@ -487,37 +526,80 @@ mod tests {
     fn what_bears_a_neighbours_tag_is_the_neighbours_whatever_it_is_called() {
         for resource in left_by_name(&key("demo")) {
             let taken = resource.clone().tagged(tags(&[(names::CLUSTER_TAG, "demo-2")]));
-            assert_eq!(belongs(&key("demo"), &taken), None, "{resource:?}");
+            assert_eq!(belongs(&key("demo"), true, &taken), None, "{resource:?}");
             let owned = resource.tagged(tags(&[("kubernetes.io/cluster/demo_2", "owned")]));
-            assert_eq!(belongs(&key("demo"), &owned), None);
+            assert_eq!(belongs(&key("demo"), true, &owned), None);
         }
         let both = tags(&[("kubernetes.io/cluster/demo", "owned"), ("kubernetes.io/cluster/demo-2", "owned")]);
         let group = Resource::new(Kind::SecurityGroup, "arn:g", "sg-1").tagged(both);
-        assert_eq!(belongs(&key("demo"), &group), None);
+        assert_eq!(belongs(&key("demo"), true, &group), None);
     }
 
     #[test]
-    fn tags_alone_say_whose_something_is_and_a_name_adds_to_them() {
+    fn tags_alone_say_whose_something_is() {
+        let group =
+            |tag: &str, value: &str| Resource::new(Kind::SecurityGroup, "arn:g", "sg-1").tagged(tags(&[(tag, value)]));
         for tag in keys(&key("demo")) {
             let value = if tag == kubernetes_tag(&key("demo")) { "owned" } else { "demo" };
-            assert!(owned(&key("demo"), &tags(&[(&tag, value)])), "{tag}");
+            let discovered = tag == names::DISCOVERY_TAG;
+            assert_eq!(belongs(&key("demo"), false, &group(&tag, value)).is_some(), !discovered, "{tag}");
+            assert!(belongs(&key("demo"), true, &group(&tag, value)).is_some(), "{tag}");
             for other in ["demo-2", "demo_2", "dem", "Demo", "demo2", "shared", ""] {
-                assert!(!owned(&key("demo"), &tags(&[(&tag, other)])), "{tag}={other}");
+                assert_eq!(belongs(&key("demo"), true, &group(&tag, other)), None, "{tag}={other}");
             }
         }
-        let wanted = ["slipway-eks-demo".to_owned()];
         let stranger = tags(&[(names::CLUSTER_TAG, "demo-2"), ("kubernetes.io/cluster/demo", "owned")]);
-        assert!(!owned_or_named(&key("demo"), &stranger, "slipway-eks-demo", &wanted));
-        assert!(owned_or_named(&key("demo"), &BTreeMap::new(), "slipway-eks-demo", &wanted));
-        assert!(!owned_or_named(&key("demo"), &BTreeMap::new(), "slipway-eks-demo-2", &wanted));
+        let queue = Resource::new(Kind::Queue, "arn:q", "slipway-eks-demo");
+        assert_eq!(belongs(&key("demo"), true, &queue.clone().tagged(stranger)), None);
+        assert!(belongs(&key("demo"), false, &queue).is_some());
+    }
+
+    #[test]
+    fn what_others_call_a_clusters_is_taken_with_an_adopted_cluster_alone() {
+        let named = |kind, name: &str| Resource::new(kind, "arn:x", name);
+        for (kind, name) in [
+            (Kind::Role, "KarpenterController-demo"),
+            (Kind::Role, "KarpenterNodeRole-demo"),
+            (Kind::Policy, "KarpenterControllerPolicy-demo"),
+            (Kind::InstanceProfile, "KarpenterNodeInstanceProfile-demo"),
+            (Kind::Queue, "Karpenter-demo"),
+            (Kind::Rule, "KarpenterRebalance-demo"),
+        ] {
+            assert_eq!(belongs(&key("demo"), false, &named(kind, name)), None, "{name}");
+            assert!(belongs(&key("demo"), true, &named(kind, name)).is_some(), "{name}");
+            assert!(may_belong(Some(&key("demo")), true, &named(kind, name)), "{name}");
+            for neighbour in ["demo-2", "demo_2", "2-demo", "dem"] {
+                assert_eq!(belongs(&key(neighbour), true, &named(kind, name)), None, "{name} for {neighbour}");
+            }
+        }
+        assert_eq!(belongs(&key("demo"), true, &named(Kind::Queue, "demo")), None, "anybody's queue may be called so");
+        let tagged = named(Kind::Queue, "demo").tagged(tags(&[(names::DISCOVERY_TAG, "demo")]));
+        assert!(belongs(&key("demo"), true, &tagged).is_some());
+        let elsewhere = tags(&[(names::DISCOVERY_TAG, "demo"), ("topology.kubernetes.io/region", "us-east-1")]);
+        assert_eq!(belongs(&key("demo"), true, &named(Kind::Role, "KarpenterNodeRole-demo").tagged(elsewhere)), None);
+    }
+
+    #[test]
+    fn a_volume_that_is_to_be_kept_is_nobodys_leftover() {
+        let claim = [("kubernetes.io/cluster/demo", "owned"), ("kubernetes.io/created-for/pvc/name", "data")];
+        let volume = Resource::new(Kind::Volume, "arn:v", "vol-1").tagged(tags(&claim));
+        assert!(is_of_claim(&volume) && belongs(&key("demo"), false, &volume).is_some());
+        let kept = volume.tagged(tags(&[claim[0], claim[1], (RETAINED_TAG, "demo")]));
+        assert_eq!(belongs(&key("demo"), true, &kept), None);
     }
 
     #[test]
     fn what_a_cluster_only_uses_is_not_its_own() {
         let shared = tags(&[("kubernetes.io/cluster/demo", "shared"), (names::DISCOVERY_TAG, "demo")]);
-        assert_eq!(belongs(&key("demo"), &Resource::new(Kind::Vpc, "arn:v", "vpc-1").tagged(shared.clone())), None);
+        assert_eq!(
+            belongs(&key("demo"), true, &Resource::new(Kind::Vpc, "arn:v", "vpc-1").tagged(shared.clone())),
+            None
+        );
         let tags = tags(&[("kubernetes.io/cluster/demo", "shared")]);
-        assert_eq!(belongs(&key("demo"), &Resource::new(Kind::SecurityGroup, "arn:g", "sg-1").tagged(tags)), None);
+        assert_eq!(
+            belongs(&key("demo"), true, &Resource::new(Kind::SecurityGroup, "arn:g", "sg-1").tagged(tags)),
+            None
+        );
         assert!(clusters_named(&Resource::new(Kind::Other, "arn:s", "subnet-1").tagged(shared)).is_empty());
     }
 
@@ -534,8 +616,8 @@ mod tests {
             Resource::new(Kind::InstanceProfile, profile, "demo_1"),
         ] {
             let resource = resource.tagged(ours.clone());
-            assert_eq!(belongs(&key("demo"), &resource), None, "{resource:?}");
-            assert!(belongs(&there, &resource).is_some(), "{resource:?}");
+            assert_eq!(belongs(&key("demo"), true, &resource), None, "{resource:?}");
+            assert!(belongs(&there, false, &resource).is_some(), "{resource:?}");
         }
     }
 

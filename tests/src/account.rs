@@ -98,17 +98,19 @@ async fn others(config: &SdkConfig, found: &mut BTreeSet<String>) -> anyhow::Res
     each!(found, "cluster", eks.list_clusters(), |name: String| Some(name));
     let sqs = aws_sdk_sqs::Client::new(config);
     each!(found, "queue", sqs.list_queues(), |url: String| Some(url));
-    let rules = aws_sdk_eventbridge::Client::new(config).list_rules().send().await.context("listing rules")?;
-    found.extend(
-        rules.rules.unwrap_or_default().into_iter().filter_map(|one| one.name).map(|name| format!("rule {name}")),
-    );
-    let stacks =
-        aws_sdk_cloudformation::Client::new(config).describe_stacks().send().await.context("listing stacks")?;
-    let alive = stacks
-        .stacks
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|stack| stack.stack_status().is_none_or(|status| status.as_str() != "DELETE_COMPLETE"));
-    found.extend(alive.filter_map(|stack| stack.stack_name).map(|name| format!("stack {name}")));
+    let (events, mut next) = (aws_sdk_eventbridge::Client::new(config), None);
+    loop {
+        let page = events.list_rules().set_next_token(next.take()).send().await.context("listing rules")?;
+        found.extend(page.rules().iter().filter_map(|rule| rule.name()).map(|name| format!("rule {name}")));
+        next = page.next_token;
+        if next.is_none() {
+            break;
+        }
+    }
+    let stacks = aws_sdk_cloudformation::Client::new(config);
+    each!(found, "stack", stacks.describe_stacks(), |stack: aws_sdk_cloudformation::types::Stack| {
+        let gone = stack.stack_status().is_some_and(|status| status.as_str() == "DELETE_COMPLETE");
+        stack.stack_name.filter(|_| !gone)
+    });
     Ok(())
 }

@@ -177,7 +177,7 @@ fn of_teardown(step: &str, payload: &Value) -> Value {
         | "delete-cluster"
         | "delete-network" => done(json!({})),
         "delete-queue" => json!({
-            "queues": ["https://sqs.eu-west-1.amazonaws.com/111122223333/slipway-eks-innovate-dev"],
+            "queues": ["slipway-eks-innovate-dev"],
             "rules": ["slipway-eks-innovate-dev.rebalance"],
         }),
         "delete-identity" => json!({
@@ -187,7 +187,8 @@ fn of_teardown(step: &str, payload: &Value) -> Value {
             "providers": [],
         }),
         "delete-remnants" => done(json!({
-            "launchTemplates": [], "networkInterfaces": [], "volumes": [], "securityGroups": ["sg-0a1b2c3d4e5f60718"],
+            "loadBalancers": [], "targetGroups": [], "volumes": [], "networkInterfaces": [], "launchTemplates": [],
+            "securityGroups": ["sg-0a1b2c3d4e5f60718"], "logGroups": [],
         })),
         _ => Value::Null,
     }

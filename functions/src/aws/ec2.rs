@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use aws_sdk_ec2::types::{Filter, Instance, Tag};
-use slipway_statemachine::{ClusterKey, StepError};
+use slipway_statemachine::StepError;
 
 use super::error::During as _;
-use crate::{Context, ownership};
+use crate::Context;
 
 /// Tags as a map.
 #[must_use]
@@ -19,12 +19,6 @@ pub fn tags_of(tags: &[Tag]) -> BTreeMap<String, String> {
 #[must_use]
 pub fn filter(name: &str, values: impl IntoIterator<Item = impl Into<String>>) -> Filter {
     Filter::builder().name(name).set_values(Some(values.into_iter().map(Into::into).collect())).build()
-}
-
-/// What has any tag by which something may be the cluster's: a superset, which [`ownership::owned`] decides on.
-#[must_use]
-pub fn cluster_filter(cluster: &ClusterKey) -> Filter {
-    filter("tag-key", ownership::keys(cluster))
 }
 
 /// How instances are, by id: `running`, or `terminated, Client.InternalError: …`.

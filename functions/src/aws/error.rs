@@ -54,11 +54,21 @@ pub fn is_gone(code: &str) -> bool {
         .any(|ending| code.ends_with(ending))
 }
 
-/// Whether a code says that something else holds the thing: EC2, IAM, EKS.
+/// Whether a code says that something else holds the thing, or that it is protected: EC2, IAM, EKS, load balancers.
 #[must_use]
 pub fn is_held(code: &str) -> bool {
-    ["DependencyViolation", "DeleteConflict", "DeleteConflictException", "ResourceInUseException", "InvalidGroup.InUse"]
-        .contains(&code)
+    [
+        "DependencyViolation",
+        "DeleteConflict",
+        "DeleteConflictException",
+        "ResourceInUseException",
+        "ResourceInUse",
+        "InvalidGroup.InUse",
+        "VolumeInUse",
+        "InvalidNetworkInterface.InUse",
+        "OperationNotPermitted",
+    ]
+    .contains(&code)
 }
 
 /// AWS's code, for example `ResourceNotFoundException`; none when no answer came.
@@ -230,7 +240,8 @@ mod tests {
         ] {
             assert!(is_gone(code) && !is_held(code), "{code}");
         }
-        for code in ["DependencyViolation", "DeleteConflict", "ResourceInUseException"] {
+        for code in ["DependencyViolation", "DeleteConflict", "ResourceInUseException", "ResourceInUse", "VolumeInUse"]
+        {
             assert!(is_held(code) && !is_gone(code), "{code}");
         }
         assert!(!is_gone("AccessDenied") && !is_held("AccessDenied"));

@@ -3,7 +3,7 @@
 //!
 //! EC2, load balancers, EKS and OIDC providers are listed whole. Of roles, policies, queues, rules and stacks, whose
 //! lists show no tags, those are looked at whose name may be a cluster's. The tagging API adds what bears a tag and has
-//! none of these types.
+//! none of these types. The teardown's steps take from here the lists of what they delete.
 
 use std::collections::BTreeMap;
 
@@ -11,17 +11,21 @@ use aws_sdk_ec2::{
     primitives::DateTime,
     types::{Filter, Reservation},
 };
+use aws_sdk_eks::types::{FargateProfileHealth, FargateProfileIssueCode, NodegroupHealth, NodegroupIssueCode};
 use aws_sdk_resourcegroupstagging::types::TagFilter;
+use futures::future::{try_join_all, try_join3};
 use slipway_karpenter::policy::interruption_rules;
 use slipway_statemachine::{ClusterKey, Kind, StepError, names};
 
 use super::{
-    error::{During as _, code, refused},
+    ec2::{filter, tags_of},
+    error::{During as _, code, is_gone, refused},
+    health::issue,
     logs, partition,
 };
 use crate::{
     Context,
-    ownership::{self, Resource, may_belong},
+    ownership::{self, Resource, may_belong, of_cluster},
 };
 
 /// Where to look.
@@ -33,9 +37,31 @@ pub struct Place<'a> {
     pub region: &'a str,
     /// Only what may be this cluster's; of every cluster's if none is given.
     pub cluster: Option<&'a ClusterKey>,
+    /// That cluster may have been made by somebody else, who calls things otherwise.
+    pub adopt: bool,
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
+    /// Where a cluster is.
+    #[must_use]
+    pub fn of(cluster: &'a ClusterKey, adopt: bool) -> Self {
+        Self { account: &cluster.account, region: &cluster.region, cluster: Some(cluster), adopt }
+    }
+
+    /// For lists of EC2's: what has any tag by which something may be the cluster's; everything if none is given.
+    fn tag_filter(&self) -> Option<Vec<Filter>> {
+        Some(vec![filter("tag-key", ownership::keys(self.cluster?))])
+    }
+
+    fn may_have(&self, resource: &Resource) -> bool {
+        may_belong(self.cluster, self.adopt, resource)
+    }
+
+    fn ec2(&self, kind: Kind, what: &str, id: Option<&str>) -> Resource {
+        let id = id.unwrap_or_default();
+        Resource::new(kind, self.arn("ec2", &format!("{what}/{id}")), id)
+    }
+
     fn arn(&self, service: &str, rest: &str) -> String {
         format!("arn:{}:{service}:{}:{}:{rest}", partition(self.region), self.region, self.account)
     }
@@ -46,95 +72,136 @@ impl Place<'_> {
 /// # Errors
 /// What AWS refused.
 pub async fn resources(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
-    let (machines, network, balancers, clusters, iam, events, others) = futures::try_join!(
-        machines(cx, place),
-        network(cx, place),
+    let machines = try_join3(instances(cx, place), volumes(cx, place), launch_templates(cx, place));
+    let network = try_join3(interfaces(cx, place), security_groups(cx, place), vpcs(cx, place));
+    let others = try_join3(log_groups(cx, place), stacks(cx, place), tagged(cx, place));
+    let (machines, network, balancers, clusters, identities, interruptions, others) = futures::try_join!(
+        machines,
+        network,
         load_balancers(cx, place),
         clusters(cx, place),
-        iam(cx, place),
+        identities(cx, place),
         queues_and_rules(cx, place),
-        others(cx, place),
+        others,
     )?;
-    Ok([machines, network, balancers, clusters, iam, events, others].concat())
+    let of_ec2 = [machines.0, machines.1, machines.2, network.0, network.1, network.2];
+    let rest = [balancers, clusters, identities, interruptions, others.0, others.1, others.2];
+    Ok(of_ec2.into_iter().chain(rest).flatten().collect())
 }
 
-fn ec2_tags(tags: &[aws_sdk_ec2::types::Tag]) -> BTreeMap<String, String> {
-    let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
-    tags.iter().map(|tag| (text(tag.key()), text(tag.value()))).collect()
-}
-
-/// Instances, volumes, launch templates.
-async fn machines(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
-    let ec2 = cx.aws.ec2();
-    let ec2_resource = |kind, what: &str, id: &str| Resource::new(kind, place.arn("ec2", &format!("{what}/{id}")), id);
+/// Instances that are not terminated.
+///
+/// # Errors
+/// What EC2 refused.
+pub async fn instances(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let there = filter("instance-state-name", ["pending", "running", "shutting-down", "stopping", "stopped"]);
+    let call = cx.aws.ec2().describe_instances().set_filters(place.tag_filter()).filters(there);
+    let mut pages = call.into_paginator().send();
     let mut found = Vec::new();
-    let there = ["pending", "running", "shutting-down", "stopping", "stopped"];
-    let states = Filter::builder().name("instance-state-name").set_values(Some(there.map(Into::into).to_vec()));
-    let mut pages = ec2.describe_instances().filters(states.build()).into_paginator().send();
     while let Some(page) = pages.next().await {
         for instance in page.during("ec2:DescribeInstances")?.reservations().iter().flat_map(Reservation::instances) {
             let state = instance.state().and_then(|state| state.name()).map_or("", |name| name.as_str());
-            let mut resource = ec2_resource(Kind::Instance, "instance", instance.instance_id().unwrap_or_default())
-                .tagged(ec2_tags(instance.tags()))
+            let mut resource = place
+                .ec2(Kind::Instance, "instance", instance.instance_id())
+                .tagged(tags_of(instance.tags()))
                 .in_state(state)
                 .made_at(instance.launch_time().map(DateTime::secs));
             resource.instance_type = instance.instance_type().map(|kind| kind.as_str().to_owned());
             found.push(resource);
         }
     }
-    let mut pages = ec2.describe_volumes().into_paginator().items().send();
+    Ok(found)
+}
+
+/// Volumes, each with the instance that has it.
+///
+/// # Errors
+/// What EC2 refused.
+pub async fn volumes(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let mut pages = cx.aws.ec2().describe_volumes().into_paginator().items().send();
+    let mut found = Vec::new();
     while let Some(volume) = pages.next().await {
         let volume = volume.during("ec2:DescribeVolumes")?;
-        let mut resource = ec2_resource(Kind::Volume, "volume", volume.volume_id().unwrap_or_default())
-            .tagged(ec2_tags(volume.tags()))
+        let mut resource = place
+            .ec2(Kind::Volume, "volume", volume.volume_id())
+            .tagged(tags_of(volume.tags()))
             .in_state(volume.state().map_or("", |state| state.as_str()))
             .made_at(volume.create_time().map(DateTime::secs))
             .part_of(volume.attachments().iter().filter_map(|attached| attached.instance_id()));
         resource.gib = volume.size();
         found.push(resource);
     }
-    let mut pages = ec2.describe_launch_templates().into_paginator().items().send();
+    Ok(found)
+}
+
+/// Launch templates.
+///
+/// # Errors
+/// What EC2 refused.
+pub async fn launch_templates(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let call = cx.aws.ec2().describe_launch_templates().set_filters(place.tag_filter());
+    let mut pages = call.into_paginator().items().send();
+    let mut found = Vec::new();
     while let Some(template) = pages.next().await {
         let template = template.during("ec2:DescribeLaunchTemplates")?;
-        let id = template.launch_template_id().unwrap_or_default();
         found.push(
-            ec2_resource(Kind::LaunchTemplate, "launch-template", id)
-                .tagged(ec2_tags(template.tags()))
+            place
+                .ec2(Kind::LaunchTemplate, "launch-template", template.launch_template_id())
+                .tagged(tags_of(template.tags()))
                 .made_at(template.create_time().map(DateTime::secs)),
         );
     }
     Ok(found)
 }
 
-/// Interfaces, security groups, and the parts of a VPC that cost money or block its deletion.
-async fn network(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
-    let ec2 = cx.aws.ec2();
-    let ec2_resource = |kind, what: &str, id: &str| Resource::new(kind, place.arn("ec2", &format!("{what}/{id}")), id);
+/// Network interfaces, each with its instance, groups and load balancer.
+///
+/// # Errors
+/// What EC2 refused.
+pub async fn interfaces(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let mut pages = cx.aws.ec2().describe_network_interfaces().into_paginator().items().send();
     let mut found = Vec::new();
-    let mut pages = ec2.describe_network_interfaces().into_paginator().items().send();
     while let Some(interface) = pages.next().await {
         let interface = interface.during("ec2:DescribeNetworkInterfaces")?;
         let instance = interface.attachment().and_then(|attachment| attachment.instance_id());
         let groups = interface.groups().iter().filter_map(|group| group.group_id());
         let balancer = balancer_of(interface.description().unwrap_or_default());
-        let id = interface.network_interface_id().unwrap_or_default();
         found.push(
-            ec2_resource(Kind::NetworkInterface, "network-interface", id)
-                .tagged(ec2_tags(interface.tag_set()))
+            place
+                .ec2(Kind::NetworkInterface, "network-interface", interface.network_interface_id())
+                .tagged(tags_of(interface.tag_set()))
                 .described(interface.description().unwrap_or_default())
                 .in_state(interface.status().map_or("", |status| status.as_str()))
                 .part_of(instance.into_iter().chain(groups).chain(balancer)),
         );
     }
-    let mut pages = ec2.describe_security_groups().into_paginator().items().send();
+    Ok(found)
+}
+
+/// Security groups.
+///
+/// # Errors
+/// What EC2 refused.
+pub async fn security_groups(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let call = cx.aws.ec2().describe_security_groups().set_filters(place.tag_filter());
+    let mut pages = call.into_paginator().items().send();
+    let mut found = Vec::new();
     while let Some(group) = pages.next().await {
         let group = group.during("ec2:DescribeSecurityGroups")?;
         found.push(
-            ec2_resource(Kind::SecurityGroup, "security-group", group.group_id().unwrap_or_default())
-                .tagged(ec2_tags(group.tags()))
+            place
+                .ec2(Kind::SecurityGroup, "security-group", group.group_id())
+                .tagged(tags_of(group.tags()))
                 .described(group.description().unwrap_or_default()),
         );
     }
+    Ok(found)
+}
+
+/// The parts of a VPC that cost money or block its deletion.
+async fn vpcs(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let ec2 = cx.aws.ec2();
+    let mut found = Vec::new();
     let mut pages = ec2.describe_nat_gateways().into_paginator().items().send();
     while let Some(gateway) = pages.next().await {
         let gateway = gateway.during("ec2:DescribeNatGateways")?;
@@ -143,21 +210,22 @@ async fn network(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepEr
             continue;
         }
         found.push(
-            ec2_resource(Kind::NatGateway, "natgateway", gateway.nat_gateway_id().unwrap_or_default())
-                .tagged(ec2_tags(gateway.tags()))
+            place
+                .ec2(Kind::NatGateway, "natgateway", gateway.nat_gateway_id())
+                .tagged(tags_of(gateway.tags()))
                 .in_state(state)
                 .made_at(gateway.create_time().map(DateTime::secs)),
         );
     }
     // Addresses come in one piece.
     for address in ec2.describe_addresses().send().await.during("ec2:DescribeAddresses")?.addresses() {
-        let id = address.allocation_id().unwrap_or_default();
-        found.push(ec2_resource(Kind::Address, "elastic-ip", id).tagged(ec2_tags(address.tags())));
+        let id = address.allocation_id();
+        found.push(place.ec2(Kind::Address, "elastic-ip", id).tagged(tags_of(address.tags())));
     }
     let mut pages = ec2.describe_vpcs().into_paginator().items().send();
     while let Some(vpc) = pages.next().await {
         let vpc = vpc.during("ec2:DescribeVpcs")?;
-        found.push(ec2_resource(Kind::Vpc, "vpc", vpc.vpc_id().unwrap_or_default()).tagged(ec2_tags(vpc.tags())));
+        found.push(place.ec2(Kind::Vpc, "vpc", vpc.vpc_id()).tagged(tags_of(vpc.tags())));
     }
     let mut pages = ec2.describe_vpc_endpoints().into_paginator().items().send();
     while let Some(endpoint) = pages.next().await {
@@ -167,8 +235,9 @@ async fn network(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepEr
             continue;
         }
         found.push(
-            ec2_resource(Kind::VpcEndpoint, "vpc-endpoint", endpoint.vpc_endpoint_id().unwrap_or_default())
-                .tagged(ec2_tags(endpoint.tags()))
+            place
+                .ec2(Kind::VpcEndpoint, "vpc-endpoint", endpoint.vpc_endpoint_id())
+                .tagged(tags_of(endpoint.tags()))
                 .in_state(state)
                 .made_at(endpoint.creation_timestamp().map(DateTime::secs))
                 .part_of(endpoint.vpc_id()),
@@ -184,7 +253,10 @@ fn balancer_of(description: &str) -> Option<&str> {
 }
 
 /// Load balancers of both generations, and target groups.
-async fn load_balancers(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+///
+/// # Errors
+/// What Elastic Load Balancing refused.
+pub async fn load_balancers(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
     let (elb, elbv2) = (cx.aws.elb(), cx.aws.elbv2());
     let mut found = Vec::new();
     let mut pages = elbv2.describe_load_balancers().into_paginator().items().send();
@@ -278,45 +350,68 @@ async fn clusters(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepE
                 .in_state(cluster.status().map_or("", |status| status.as_str()))
                 .made_at(cluster.created_at().map(DateTime::secs)),
         );
-        found.extend(parts(cx, &name).await?);
+        found.extend(node_groups(cx, &name).await?.into_iter().flatten());
     }
     Ok(found)
 }
 
-/// The node groups and Fargate profiles of a cluster.
-async fn parts(cx: &Context, cluster: &str) -> Result<Vec<Resource>, StepError> {
+/// The node groups and Fargate profiles of a cluster, with EKS's health issues; none where there is no cluster.
+///
+/// # Errors
+/// What EKS refused.
+pub async fn node_groups(cx: &Context, cluster: &str) -> Result<Option<Vec<Resource>>, StepError> {
     let eks = cx.aws.eks();
-    let gone = |code: Option<&str>| code == Some("ResourceNotFoundException");
-    let mut found = Vec::new();
-    let mut pages = eks.list_nodegroups().cluster_name(cluster).into_paginator().items().send();
-    while let Some(name) = pages.next().await {
-        let name = name.during("eks:ListNodegroups")?;
-        match eks.describe_nodegroup().cluster_name(cluster).nodegroup_name(&name).send().await {
-            Ok(answer) => found.extend(answer.nodegroup.map(|group| {
-                Resource::new(Kind::NodeGroup, text(group.nodegroup_arn()), &name)
-                    .in_state(group.status().map_or("", |status| status.as_str()))
-                    .made_at(group.created_at().map(DateTime::secs))
-                    .tagged(group.tags.unwrap_or_default().into_iter().collect())
-            })),
-            Err(error) if gone(code(&error)) => {}
-            Err(error) => return Err(refused("eks:DescribeNodegroup", &error)),
-        }
-    }
-    let mut pages = eks.list_fargate_profiles().cluster_name(cluster).into_paginator().items().send();
-    while let Some(name) = pages.next().await {
-        let name = name.during("eks:ListFargateProfiles")?;
-        match eks.describe_fargate_profile().cluster_name(cluster).fargate_profile_name(&name).send().await {
-            Ok(answer) => found.extend(answer.fargate_profile.map(|profile| {
-                Resource::new(Kind::FargateProfile, text(profile.fargate_profile_arn()), &name)
-                    .in_state(profile.status().map_or("", |status| status.as_str()))
-                    .made_at(profile.created_at().map(DateTime::secs))
-                    .tagged(profile.tags.unwrap_or_default().into_iter().collect())
-            })),
-            Err(error) if gone(code(&error)) => {}
-            Err(error) => return Err(refused("eks:DescribeFargateProfile", &error)),
-        }
-    }
-    Ok(found)
+    let groups = eks.list_nodegroups().cluster_name(cluster).into_paginator().items().send().collect().await;
+    let groups: Vec<String> = match groups {
+        Err(error) if code(&error).is_some_and(is_gone) => return Ok(None),
+        groups => groups.during("eks:ListNodegroups")?,
+    };
+    let profiles = eks.list_fargate_profiles().cluster_name(cluster).into_paginator().items().send().collect().await;
+    let profiles: Vec<String> = match profiles {
+        Err(error) if code(&error).is_some_and(is_gone) => return Ok(None),
+        profiles => profiles.during("eks:ListFargateProfiles")?,
+    };
+    let groups = try_join_all(groups.iter().map(|name| node_group(cx, cluster, name)));
+    let profiles = try_join_all(profiles.iter().map(|name| fargate_profile(cx, cluster, name)));
+    let (groups, profiles) = futures::try_join!(groups, profiles)?;
+    Ok(Some(groups.into_iter().chain(profiles).flatten().collect()))
+}
+
+async fn node_group(cx: &Context, cluster: &str, name: &str) -> Result<Option<Resource>, StepError> {
+    let group = match cx.aws.eks().describe_nodegroup().cluster_name(cluster).nodegroup_name(name).send().await {
+        Ok(answer) => answer.nodegroup,
+        Err(error) if code(&error).is_some_and(is_gone) => None,
+        Err(error) => return Err(refused("eks:DescribeNodegroup", &error)),
+    };
+    Ok(group.map(|group| {
+        let issues = group.health().map(NodegroupHealth::issues).unwrap_or_default().iter();
+        let issues =
+            issues.map(|one| issue(one.code().map(NodegroupIssueCode::as_str), one.message(), one.resource_ids()));
+        let mut resource = Resource::new(Kind::NodeGroup, text(group.nodegroup_arn()), name)
+            .in_state(group.status().map_or("", |status| status.as_str()))
+            .made_at(group.created_at().map(DateTime::secs));
+        resource.issues = issues.collect();
+        resource.tagged(group.tags.unwrap_or_default().into_iter().collect())
+    }))
+}
+
+async fn fargate_profile(cx: &Context, cluster: &str, name: &str) -> Result<Option<Resource>, StepError> {
+    let call = cx.aws.eks().describe_fargate_profile().cluster_name(cluster).fargate_profile_name(name);
+    let profile = match call.send().await {
+        Ok(answer) => answer.fargate_profile,
+        Err(error) if code(&error).is_some_and(is_gone) => None,
+        Err(error) => return Err(refused("eks:DescribeFargateProfile", &error)),
+    };
+    Ok(profile.map(|profile| {
+        let issues = profile.health().map(FargateProfileHealth::issues).unwrap_or_default().iter();
+        let issues =
+            issues.map(|one| issue(one.code().map(FargateProfileIssueCode::as_str), one.message(), one.resource_ids()));
+        let mut resource = Resource::new(Kind::FargateProfile, text(profile.fargate_profile_arn()), name)
+            .in_state(profile.status().map_or("", |status| status.as_str()))
+            .made_at(profile.created_at().map(DateTime::secs));
+        resource.issues = issues.collect();
+        resource.tagged(profile.tags.unwrap_or_default().into_iter().collect())
+    }))
 }
 
 fn iam_tags(tags: Vec<aws_sdk_iam::types::Tag>) -> BTreeMap<String, String> {
@@ -324,50 +419,107 @@ fn iam_tags(tags: Vec<aws_sdk_iam::types::Tag>) -> BTreeMap<String, String> {
 }
 
 /// Roles, policies, instance profiles and OIDC providers, with their tags.
-async fn iam(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+///
+/// # Errors
+/// What IAM refused.
+pub async fn identities(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let roles_and_profiles = async {
+        let roles = roles(cx, place).await?;
+        let profiles = instance_profiles(cx, place, &roles).await?;
+        Ok([roles, profiles].concat())
+    };
+    let (found, policies, providers) =
+        futures::try_join!(roles_and_profiles, policies(cx, place), identity_providers(cx, place))?;
+    Ok([found, policies, providers].concat())
+}
+
+async fn roles(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
     let iam = cx.aws.iam();
     let mut found = Vec::new();
     let mut pages = iam.list_roles().into_paginator().items().send();
     while let Some(role) = pages.next().await {
         let role = role.during("iam:ListRoles")?;
+        let service_linked = role.path.starts_with("/aws-service-role/");
         let resource = Resource::new(Kind::Role, role.arn, role.role_name).made_at(Some(role.create_date.secs()));
-        if may_belong(place.cluster, &resource) {
+        if !service_linked && place.may_have(&resource) {
             let call = iam.list_role_tags().role_name(&resource.name).into_paginator().items().send();
-            let tags = call.collect::<Result<Vec<_>, _>>().await.during("iam:ListRoleTags")?;
-            found.push(resource.tagged(iam_tags(tags)));
+            match call.collect::<Result<Vec<_>, _>>().await {
+                // It went between the list and this question.
+                Err(error) if code(&error).is_some_and(is_gone) => {}
+                tags => found.push(resource.tagged(iam_tags(tags.during("iam:ListRoleTags")?))),
+            }
         }
     }
+    Ok(found)
+}
+
+async fn policies(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let iam = cx.aws.iam();
+    let mut found = Vec::new();
     let local = aws_sdk_iam::types::PolicyScopeType::Local;
     let mut pages = iam.list_policies().scope(local).into_paginator().items().send();
     while let Some(policy) = pages.next().await {
         let policy = policy.during("iam:ListPolicies")?;
         let resource = Resource::new(Kind::Policy, text(policy.arn()), text(policy.policy_name()))
             .made_at(policy.create_date().map(DateTime::secs));
-        if may_belong(place.cluster, &resource) {
+        if place.may_have(&resource) {
             let call = iam.list_policy_tags().policy_arn(&resource.arn).into_paginator().items().send();
-            let tags = call.collect::<Result<Vec<_>, _>>().await.during("iam:ListPolicyTags")?;
-            found.push(resource.tagged(iam_tags(tags)));
+            match call.collect::<Result<Vec<_>, _>>().await {
+                Err(error) if code(&error).is_some_and(is_gone) => {}
+                tags => found.push(resource.tagged(iam_tags(tags.during("iam:ListPolicyTags")?))),
+            }
         }
     }
+    Ok(found)
+}
+
+/// Those under Karpenter's path, and of one cluster those that have a role of it, wherever they are.
+async fn instance_profiles(cx: &Context, place: Place<'_>, roles: &[Resource]) -> Result<Vec<Resource>, StepError> {
+    let iam = cx.aws.iam();
     let path = match place.cluster {
         Some(cluster) => format!("/karpenter/{}/{}/", cluster.region, cluster.name),
         None => format!("/karpenter/{}/", place.region),
     };
+    let mut profiles = BTreeMap::new();
     let mut pages = iam.list_instance_profiles().path_prefix(path).into_paginator().items().send();
     while let Some(profile) = pages.next().await {
         let profile = profile.during("iam:ListInstanceProfiles")?;
+        profiles.insert(profile.arn.clone(), profile);
+    }
+    let own = place.cluster.map(|cluster| of_cluster(cluster, place.adopt, roles)).unwrap_or_default();
+    for (role, _) in own {
+        let mut pages = iam.list_instance_profiles_for_role().role_name(&role.name).into_paginator().items().send();
+        while let Some(profile) = pages.next().await {
+            match profile {
+                Err(error) if code(&error).is_some_and(is_gone) => break,
+                profile => {
+                    let profile = profile.during("iam:ListInstanceProfilesForRole")?;
+                    profiles.insert(profile.arn.clone(), profile);
+                }
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for (arn, profile) in profiles {
         let name = profile.instance_profile_name;
         let tags = match iam.get_instance_profile().instance_profile_name(&name).send().await {
             Ok(answer) => answer.instance_profile.and_then(|profile| profile.tags).unwrap_or_default(),
-            Err(error) if code(&error) == Some("NoSuchEntity") => continue,
+            Err(error) if code(&error).is_some_and(is_gone) => continue,
             Err(error) => return Err(refused("iam:GetInstanceProfile", &error)),
         };
         found.push(
-            Resource::new(Kind::InstanceProfile, profile.arn, name)
+            Resource::new(Kind::InstanceProfile, arn, name)
                 .tagged(iam_tags(tags))
-                .made_at(Some(profile.create_date.secs())),
+                .made_at(Some(profile.create_date.secs()))
+                .part_of(profile.roles.into_iter().map(|role| role.role_name)),
         );
     }
+    Ok(found)
+}
+
+async fn identity_providers(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let iam = cx.aws.iam();
+    let mut found = Vec::new();
     let providers = iam.list_open_id_connect_providers().send().await.during("iam:ListOpenIDConnectProviders")?;
     let here = format!("/oidc.eks.{}.", place.region);
     for arn in providers.open_id_connect_provider_list().iter().filter_map(|provider| provider.arn()) {
@@ -376,7 +528,7 @@ async fn iam(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError>
         }
         let provider = match iam.get_open_id_connect_provider().open_id_connect_provider_arn(arn).send().await {
             Ok(provider) => provider,
-            Err(error) if code(&error) == Some("NoSuchEntity") => continue,
+            Err(error) if code(&error).is_some_and(is_gone) => continue,
             Err(error) => return Err(refused("iam:GetOpenIDConnectProvider", &error)),
         };
         found.push(
@@ -388,46 +540,117 @@ async fn iam(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError>
     Ok(found)
 }
 
-/// Interruption queues and rules, with their tags.
-async fn queues_and_rules(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
-    let (sqs, events) = (cx.aws.sqs(), cx.aws.events());
+/// Interruption queues and the rules that fill them, with their tags.
+///
+/// # Errors
+/// What SQS or EventBridge refused.
+pub async fn queues_and_rules(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let queues = queues(cx, place).await?;
+    let rules = rules(cx, place, &queues).await?;
+    Ok([queues, rules].concat())
+}
+
+/// What the queues that may be meant begin with. Karpenter's guide calls its queue after the cluster alone.
+fn queue_beginnings(place: Place<'_>) -> Vec<String> {
+    let Some(cluster) = place.cluster else { return vec!["slipway-eks-".to_owned()] };
+    let others = [format!("Karpenter-{}", cluster.name), cluster.name.clone()];
+    [names::queue(cluster)].into_iter().chain(others.into_iter().filter(|_| place.adopt)).collect()
+}
+
+async fn queues(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
+    let sqs = cx.aws.sqs();
     let mut found = Vec::new();
-    let beginning = place.cluster.map_or_else(|| "slipway-eks-".to_owned(), names::queue);
-    let mut pages = sqs.list_queues().queue_name_prefix(&beginning).max_results(1000).into_paginator().items().send();
-    while let Some(url) = pages.next().await {
-        let url = url.during("sqs:ListQueues")?;
-        let name = url.rsplit('/').next().unwrap_or_default();
-        let resource = Resource::new(Kind::Queue, place.arn("sqs", name), name);
-        if may_belong(place.cluster, &resource) {
-            let tags = match sqs.list_queue_tags().queue_url(&url).send().await {
-                Ok(answer) => answer.tags.unwrap_or_default(),
+    for beginning in queue_beginnings(place) {
+        let call = sqs.list_queues().queue_name_prefix(&beginning).max_results(1000);
+        let mut pages = call.into_paginator().items().send();
+        while let Some(url) = pages.next().await {
+            let url = url.during("sqs:ListQueues")?;
+            let name = url.rsplit('/').next().unwrap_or_default();
+            let resource = Resource::new(Kind::Queue, place.arn("sqs", name), name);
+            if !place.may_have(&resource) {
+                continue;
+            }
+            match sqs.list_queue_tags().queue_url(&url).send().await {
+                Ok(answer) => found.push(resource.tagged(answer.tags.unwrap_or_default().into_iter().collect())),
                 // A queue's name is listed for a while after its deletion.
-                Err(error) if code(&error).is_some_and(super::error::is_gone) => continue,
+                Err(error) if code(&error).is_some_and(is_gone) => {}
                 Err(error) => return Err(refused("sqs:ListQueueTags", &error)),
-            };
-            found.push(resource.tagged(tags.into_iter().collect()));
+            }
         }
     }
+    Ok(found)
+}
+
+/// Rules by name, and of an adopted cluster those that fill its queue and nothing else, whatever they are called.
+async fn rules(cx: &Context, place: Place<'_>, queues: &[Resource]) -> Result<Vec<Resource>, StepError> {
+    let events = cx.aws.events();
     let beginning = place.cluster.map_or_else(|| "slipway-eks-".to_owned(), rule_beginning);
+    let mut rules = BTreeMap::new();
     let mut token = None;
     loop {
         let call = events.list_rules().name_prefix(&beginning).set_next_token(token);
         let page = call.send().await.during("events:ListRules")?;
         for rule in page.rules() {
-            let (arn, name) = (rule.arn().unwrap_or_default(), rule.name().unwrap_or_default());
-            let resource = Resource::new(Kind::Rule, arn, name);
-            if may_belong(place.cluster, &resource) {
-                let tags = match events.list_tags_for_resource().resource_arn(arn).send().await {
-                    Ok(answer) => answer.tags.unwrap_or_default(),
-                    Err(error) if code(&error) == Some("ResourceNotFoundException") => continue,
-                    Err(error) => return Err(refused("events:ListTagsForResource", &error)),
-                };
-                found.push(resource.tagged(tags.into_iter().map(|tag| (tag.key, tag.value)).collect()));
+            let resource = Resource::new(Kind::Rule, text(rule.arn()), text(rule.name()));
+            if place.may_have(&resource) {
+                rules.insert(resource.name.clone(), resource);
             }
         }
         token = page.next_token;
         if token.is_none() {
+            break;
+        }
+    }
+    let adopted = place.cluster.filter(|_| place.adopt).map(|cluster| of_cluster(cluster, true, queues));
+    for (queue, _) in adopted.into_iter().flatten() {
+        for name in rules_filling(cx, &queue.arn).await? {
+            if !rules.contains_key(&name) && fills_nothing_else(cx, &name, &queue.arn).await? {
+                let arn = place.arn("events", &format!("rule/{name}"));
+                let rule = Resource::new(Kind::Rule, arn, &name).part_of([queue.arn.as_str()]);
+                rules.insert(name, rule);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for rule in rules.into_values() {
+        match events.list_tags_for_resource().resource_arn(&rule.arn).send().await {
+            Ok(answer) => {
+                let tags = answer.tags.unwrap_or_default().into_iter();
+                found.push(rule.tagged(tags.map(|tag| (tag.key, tag.value)).collect()));
+            }
+            Err(error) if code(&error).is_some_and(is_gone) => {}
+            Err(error) => return Err(refused("events:ListTagsForResource", &error)),
+        }
+    }
+    Ok(found)
+}
+
+/// The names of the rules that have a queue among their targets.
+async fn rules_filling(cx: &Context, queue: &str) -> Result<Vec<String>, StepError> {
+    let (mut found, mut next) = (Vec::new(), None);
+    loop {
+        let call = cx.aws.events().list_rule_names_by_target().target_arn(queue).set_next_token(next.take());
+        let page = call.send().await.during("events:ListRuleNamesByTarget")?;
+        found.extend(page.rule_names.unwrap_or_default());
+        next = page.next_token;
+        if next.is_none() {
             return Ok(found);
+        }
+    }
+}
+
+/// Whether a queue is all that a rule fills.
+async fn fills_nothing_else(cx: &Context, rule: &str, queue: &str) -> Result<bool, StepError> {
+    let (mut next, mut only) = (None, true);
+    loop {
+        let page = match cx.aws.events().list_targets_by_rule().rule(rule).set_next_token(next.take()).send().await {
+            Err(error) if code(&error).is_some_and(is_gone) => return Ok(false),
+            page => page.during("events:ListTargetsByRule")?,
+        };
+        only &= page.targets().iter().all(|target| target.arn() == queue);
+        next = page.next_token;
+        if next.is_none() {
+            return Ok(only);
         }
     }
 }
@@ -439,18 +662,17 @@ fn rule_beginning(cluster: &ClusterKey) -> String {
     rules[0].char_indices().take_while(common).map(|(_, letter)| letter).collect()
 }
 
-/// Log groups and stacks by name, and what bears a tag and is of no type above.
-async fn others(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
-    let mut found = Vec::new();
+/// The log groups of control planes.
+///
+/// # Errors
+/// What CloudWatch Logs refused.
+pub async fn log_groups(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {
     let beginning = place.cluster.map_or_else(|| "/aws/eks/".to_owned(), |c| format!("/aws/eks/{}/cluster", c.name));
-    for group in logs::log_groups(cx, &beginning).await? {
-        let arn = group.arn.trim_end_matches(":*");
+    let groups = logs::log_groups(cx, &beginning).await?.into_iter().map(|group| {
         let made_at = group.creation_time.map(|millis| millis / 1000);
-        found.push(Resource::new(Kind::LogGroup, arn, group.log_group_name).made_at(made_at));
-    }
-    found.extend(stacks(cx, place).await?);
-    found.extend(tagged(cx, place).await?);
-    Ok(found)
+        Resource::new(Kind::LogGroup, group.arn.trim_end_matches(":*"), group.log_group_name).made_at(made_at)
+    });
+    Ok(groups.collect())
 }
 
 async fn stacks(cx: &Context, place: Place<'_>) -> Result<Vec<Resource>, StepError> {

@@ -206,6 +206,22 @@ pub async fn busy(cloudformation: &Client, stack: &str) -> Result<String, StepEr
     })
 }
 
+/// The token that came with what somebody asked of a stack last, if there was one.
+///
+/// # Errors
+/// AWS's, classified.
+pub async fn token_of_last_request(cloudformation: &Client, stack: &str) -> Result<Option<String>, StepError> {
+    let mut events = cloudformation.describe_stack_events().stack_name(stack).into_paginator().items().send();
+    while let Some(event) = events.next().await {
+        let event = event.during("cloudformation:DescribeStackEvents")?;
+        let of_stack = event.resource_type() == Some("AWS::CloudFormation::Stack");
+        if of_stack && event.resource_status_reason() == Some("User Initiated") {
+            return Ok(event.client_request_token);
+        }
+    }
+    Ok(None)
+}
+
 /// Why the last thing that was done with a stack failed: the resources that did, in their own words.
 ///
 /// # Errors

@@ -45,6 +45,13 @@ impl std::fmt::Debug for Cluster {
 /// A kind of object: `("apps/v1", "Deployment")`.
 pub type Kind<'a> = (&'a str, &'a str);
 
+/// The finalizers of an object.
+#[must_use]
+pub fn finalizers(object: &Value) -> Vec<String> {
+    let listed = object["metadata"]["finalizers"].as_array().into_iter().flatten();
+    listed.filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
 /// Logs in to a cluster.
 ///
 /// # Errors

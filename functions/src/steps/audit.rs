@@ -37,6 +37,9 @@ pub struct Input {
     /// The same for the control plane's log group.
     #[serde(default = "keep")]
     pub log_group: Fate,
+    /// The cluster may have been made by somebody else, who calls things otherwise.
+    #[serde(default)]
+    pub adopt: bool,
     /// Raise `OrphansFound` unless nothing is found.
     #[serde(default)]
     pub expect_empty: bool,
@@ -67,6 +70,9 @@ pub struct Request {
     /// `keep`: a control plane's log group is no finding.
     #[serde(default = "delete")]
     pub log_group: Fate,
+    /// The cluster of that name may have been made by somebody else: what others call and tag its things counts.
+    #[serde(default)]
+    pub adopt: bool,
     /// Raise `OrphansFound` unless nothing is found.
     #[serde(default)]
     pub expect_empty: bool,
@@ -101,8 +107,8 @@ const TOLD: usize = 25;
 /// What is looked at.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Scope {
-    /// One cluster.
-    Cluster(ClusterKey),
+    /// One cluster, and whether what others call and tag its things counts.
+    Cluster(ClusterKey, bool),
     /// An account and region.
     Account {
         /// Twelve digits.
@@ -135,7 +141,7 @@ pub(crate) fn decide(
     now: OffsetDateTime,
 ) -> Vec<Finding> {
     let (account, region) = match scope {
-        Scope::Cluster(cluster) => (cluster.account.as_str(), cluster.region.as_str()),
+        Scope::Cluster(cluster, _) => (cluster.account.as_str(), cluster.region.as_str()),
         Scope::Account { account, region, .. } => (account.as_str(), region.as_str()),
     };
     let key = |name: &str| ClusterKey { account: account.into(), region: region.into(), name: name.into() };
@@ -148,7 +154,7 @@ pub(crate) fn decide(
         .map(|row| (row.cluster.name.as_str(), row))
         .collect();
     let clusters: BTreeSet<String> = match scope {
-        Scope::Cluster(cluster) => BTreeSet::from([cluster.name.clone()]),
+        Scope::Cluster(cluster, _) => BTreeSet::from([cluster.name.clone()]),
         Scope::Account { .. } => observed
             .resources
             .iter()
@@ -168,12 +174,13 @@ pub(crate) fn decide(
             continue;
         }
         let standing = match (scope, row, there.contains(name.as_str())) {
-            (Scope::Cluster(_), ..) | (_, Some(_), true) => String::new(),
+            (Scope::Cluster(..), ..) | (_, Some(_), true) => String::new(),
             (_, Some(row), false) => format!("; the cluster is gone, and the registry has it as {}", row.status),
             (_, None, true) => "; no registry row knows the cluster".to_owned(),
             (_, None, false) => "; the cluster is gone, and no registry row knows it".to_owned(),
         };
-        for (resource, because) in of_cluster(&key(name), &observed.resources) {
+        let adopt = matches!(scope, Scope::Cluster(_, true));
+        for (resource, because) in ownership::of_cluster(&key(name), adopt, &observed.resources) {
             let in_network = resource.kind.is_network() || ownership::maker(resource) == Maker::Network;
             let kept =
                 (in_network && network == Fate::Keep) || (resource.kind == Kind::LogGroup && log_group == Fate::Keep);
@@ -187,25 +194,6 @@ pub(crate) fn decide(
     }
     findings.sort_by(|a, b| (a.kind, &a.cluster, &a.arn).cmp(&(b.kind, &b.cluster, &b.arn)));
     findings
-}
-
-/// What belongs to one cluster, and why: by itself, or by what it is part of.
-fn of_cluster<'a>(cluster: &ClusterKey, resources: &'a [Resource]) -> Vec<(&'a Resource, String)> {
-    let mut ids = BTreeSet::new();
-    let (mut found, mut left) = (Vec::new(), Vec::new());
-    for resource in resources {
-        match ownership::belongs(cluster, resource) {
-            Some(because) => {
-                ids.extend([resource.arn.clone(), resource.name.clone()]);
-                found.push((resource, because));
-            }
-            None => left.push(resource),
-        }
-    }
-    for resource in left {
-        found.extend(ownership::belongs_with(cluster, resource, &ids).map(|because| (resource, because)));
-    }
-    found
 }
 
 fn finding(
@@ -251,8 +239,8 @@ fn stale_row(row: &Registered) -> Finding {
 /// What AWS refused.
 pub(crate) async fn observe(cx: &Context, scope: &Scope) -> Result<Observed, StepError> {
     let place = match scope {
-        Scope::Cluster(cluster) => Place { account: &cluster.account, region: &cluster.region, cluster: Some(cluster) },
-        Scope::Account { account, region, .. } => Place { account, region, cluster: None },
+        Scope::Cluster(cluster, adopt) => Place::of(cluster, *adopt),
+        Scope::Account { account, region, .. } => Place { account, region, cluster: None, adopt: false },
     };
     let resources = inventory::resources(cx, place).await?;
     let (mut registry, mut busy) = (Vec::new(), BTreeSet::new());
@@ -271,11 +259,11 @@ pub(crate) async fn observe(cx: &Context, scope: &Scope) -> Result<Observed, Ste
 ///
 /// # Errors
 /// What STS refused.
-pub(crate) async fn scope(cx: &Context, name: Option<&str>, all: bool) -> Result<Scope, StepError> {
+pub(crate) async fn scope(cx: &Context, name: Option<&str>, all: bool, adopt: bool) -> Result<Scope, StepError> {
     let caller = cx.aws.sts().get_caller_identity().send().await.during("sts:GetCallerIdentity")?;
     let (account, region) = (caller.account().unwrap_or_default().to_owned(), cx.aws.region().to_owned());
     Ok(match name {
-        Some(name) => Scope::Cluster(ClusterKey { account, region, name: name.to_owned() }),
+        Some(name) => Scope::Cluster(ClusterKey { account, region, name: name.to_owned() }, adopt),
         None => Scope::Account { account, region, all },
     })
 }
@@ -286,12 +274,14 @@ pub(crate) async fn scope(cx: &Context, name: Option<&str>, all: bool) -> Result
 /// `OrphansFound` when nothing was to be found and something was; `Internal` when the price table cannot be read.
 pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
     let (scope, network, log_group, expect_empty) = match (input.cluster, input.request) {
-        (Some(cluster), _) => (Scope::Cluster(cluster), input.network, input.log_group, input.expect_empty),
+        (Some(cluster), _) => {
+            (Scope::Cluster(cluster, input.adopt), input.network, input.log_group, input.expect_empty)
+        }
         (None, Some(asked)) => {
-            let scope = scope(cx, asked.name.as_deref(), asked.all).await?;
+            let scope = scope(cx, asked.name.as_deref(), asked.all, asked.adopt).await?;
             (scope, asked.network, asked.log_group, asked.expect_empty)
         }
-        (None, None) => (scope(cx, None, false).await?, input.network, input.log_group, input.expect_empty),
+        (None, None) => (scope(cx, None, false, false).await?, input.network, input.log_group, input.expect_empty),
     };
     let prices = prices()?;
     let observed = observe(cx, &scope).await?;
@@ -374,7 +364,7 @@ mod tests {
         let volume = ours(Kind::Volume, "arn:vol-1", "demo").made_at(Some(NOW.unix_timestamp() - 90));
         let neighbour = ours(Kind::Volume, "arn:vol-2", "demo-2");
         let observed = Observed { resources: vec![group, neighbour, leaked, volume], ..Observed::default() };
-        let findings = found(&Scope::Cluster(key("demo")), &observed);
+        let findings = found(&Scope::Cluster(key("demo"), false), &observed);
         assert_eq!(arns(&findings), ["arn:vol-1", "arn:eni-1", "arn:sg-1"]);
         assert_eq!(findings[0].age_seconds, Some(90));
         assert_eq!(findings[1].because, "it is part of sg-1, which is the cluster's (available)");
@@ -389,7 +379,7 @@ mod tests {
         let in_stack = Resource::new(Kind::SecurityGroup, "arn:sg", "sg")
             .tagged(part.into_iter().chain([(names::CLUSTER_TAG.to_owned(), "demo".to_owned())]).collect());
         let observed = Observed { resources: vec![stack, group, in_stack], ..Observed::default() };
-        let scope = Scope::Cluster(key("demo"));
+        let scope = Scope::Cluster(key("demo"), false);
         let decide = |network, log_group| decide(&scope, network, log_group, &observed, &prices().unwrap(), NOW);
         assert_eq!(decide(Fate::Keep, Fate::Keep), []);
         assert_eq!(arns(&decide(Fate::Keep, Fate::Delete)), ["arn:log"]);
@@ -424,7 +414,7 @@ mod tests {
     #[test]
     fn an_error_lists_what_is_left_and_what_removes_it() {
         let resources = (0..30).map(|n| ours(Kind::Volume, &format!("arn:vol-{n:02}"), "demo")).collect();
-        let findings = found(&Scope::Cluster(key("demo")), &Observed { resources, ..Observed::default() });
+        let findings = found(&Scope::Cluster(key("demo"), false), &Observed { resources, ..Observed::default() });
         let error = orphans(&findings);
         assert_eq!(error.name, ErrorName::OrphansFound);
         assert!(error.cause.starts_with("30 things still exist. volume arn:vol-00: its tag"), "{}", error.cause);
@@ -438,7 +428,7 @@ mod tests {
         let unknown = ours(Kind::Volume, "arn:w", "demo");
         let gateway = ours(Kind::NatGateway, "arn:n", "demo");
         let observed = Observed { resources: vec![small, unknown, gateway], ..Observed::default() };
-        let report = report(found(&Scope::Cluster(key("demo")), &observed));
+        let report = report(found(&Scope::Cluster(key("demo"), false), &observed));
         assert_eq!((report.total, report.unpriced), (3, 1));
         assert!((report.monthly_cost_usd - 43.84).abs() < 0.01, "{}", report.monthly_cost_usd);
     }

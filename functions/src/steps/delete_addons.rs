@@ -7,7 +7,10 @@ use slipway_statemachine::{ClusterKey, ErrorName, Progress, Run, Step, StepError
 
 use crate::{
     Context,
-    aws::error::{Deleted as _, During as _, code, refused},
+    aws::{
+        error::{Deleted as _, During as _, code, refused},
+        health,
+    },
 };
 
 /// Deletes pod identity associations and add-ons.
@@ -42,15 +45,15 @@ const ASK_AGAIN: u32 = 10;
 pub(crate) struct Addon {
     name: String,
     status: String,
-    /// `code: message` of each health issue.
+    /// Each health issue as a sentence.
     issues: Vec<String>,
 }
 
 /// Which of them to delete now; none while they are going.
 pub(crate) fn decide(addons: &[Addon]) -> Result<Vec<&str>, StepError> {
     if let Some(failed) = addons.iter().find(|addon| addon.status == "DELETE_FAILED") {
-        let issues = failed.issues.join("; ");
-        let cause = format!("EKS could not delete the add-on {}: {issues}.", failed.name);
+        let issues = health::said(&failed.issues);
+        let cause = format!("EKS could not delete the add-on {}. {issues}", failed.name);
         return Err(StepError::new(ErrorName::DeletionBlocked, cause));
     }
     Ok(addons.iter().filter(|addon| addon.status != "DELETING").map(|addon| addon.name.as_str()).collect())
@@ -124,7 +127,7 @@ pub(crate) async fn observe(cx: &Context, cluster: &str) -> Result<Vec<Addon>, S
 }
 
 fn issue(issue: &aws_sdk_eks::types::AddonIssue) -> String {
-    format!("{}: {}", issue.code().map_or("no code", |code| code.as_str()), issue.message().unwrap_or("no message"))
+    health::issue(issue.code().map(aws_sdk_eks::types::AddonIssueCode::as_str), issue.message(), issue.resource_ids())
 }
 
 #[cfg(test)]
@@ -133,7 +136,7 @@ mod tests {
     use super::*;
 
     fn addon(name: &str, status: &str) -> Addon {
-        Addon { name: name.into(), status: status.into(), issues: vec!["AccessDenied: no".into()] }
+        Addon { name: name.into(), status: status.into(), issues: vec!["AccessDenied: no.".into()] }
     }
 
     #[test]
@@ -142,6 +145,6 @@ mod tests {
         assert!(decide(&[]).unwrap().is_empty());
         let error = decide(&[addon("coredns", "DELETE_FAILED")]).unwrap_err();
         assert_eq!(error.name, ErrorName::DeletionBlocked);
-        assert!(error.cause.contains("coredns: AccessDenied: no"), "{}", error.cause);
+        assert!(error.cause.contains("coredns. AccessDenied: no"), "{}", error.cause);
     }
 }

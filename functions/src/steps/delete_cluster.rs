@@ -2,13 +2,14 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use slipway_statemachine::{ClusterKey, ErrorName, Progress, Run, Step, StepError};
+use slipway_statemachine::{ClusterKey, ErrorName, Kind, Progress, Run, Step, StepError};
 
 use crate::{
     Context,
     aws::{
-        error::{Deleted as _, During as _, code, refused},
-        partition,
+        error::{During as _, code, refused},
+        iam::oidc_provider_arn,
+        removal::remove,
     },
 };
 
@@ -101,20 +102,12 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
             cx.state.hold(&input.run, &input.cluster).await?;
             // First, because the issuer is known only as long as the cluster is.
             if let Some(issuer) = observed.and_then(|observed| observed.issuer) {
-                let arn = provider_arn(&input.cluster, &issuer);
-                let call = cx.aws.iam().delete_open_id_connect_provider().open_id_connect_provider_arn(arn);
-                call.send().await.deleted("iam:DeleteOpenIDConnectProvider")?;
+                remove(cx, Kind::OidcProvider, &oidc_provider_arn(&input.cluster, &issuer), "").await?;
             }
-            eks.delete_cluster().name(name).send().await.deleted("eks:DeleteCluster")?;
+            remove(cx, Kind::Cluster, "", name).await?;
             Ok(Progress::wait(DELETING_SECONDS, "the control plane is DELETING"))
         }
     }
-}
-
-/// IAM's ARN of the provider of an issuer, which belongs to one cluster for ever.
-fn provider_arn(cluster: &ClusterKey, issuer: &str) -> String {
-    let path = issuer.trim_start_matches("https://");
-    format!("arn:{}:iam::{}:oidc-provider/{path}", partition(&cluster.region), cluster.account)
 }
 
 /// The control plane of a name, if there is one.

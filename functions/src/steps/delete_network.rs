@@ -1,11 +1,10 @@
 //! delete-network: the stack of a cluster's VPC, and what others put into that VPC so that it could not go.
 
-use aws_sdk_cloudformation::types::Stack;
 use aws_sdk_ec2::types::{SecurityGroup, VpcEndpoint};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use slipway_statemachine::{
-    ClusterKey, ErrorName, Progress, Run, Step, StepError,
+    ClusterKey, ErrorName, Kind, Progress, Run, Step, StepError,
     names::{CLUSTER_TAG, stack as stack_name},
 };
 
@@ -13,8 +12,10 @@ use crate::{
     Context,
     aws::{
         ec2::filter,
-        error::{Deleted as _, During as _, message, refused},
+        error::{Deleted as _, During as _},
         interfaces,
+        removal::remove,
+        stacks::{self, Stack},
     },
 };
 
@@ -52,17 +53,8 @@ impl Step for DeleteNetwork {
 
 /// A NAT gateway takes about a minute, and the rest of the stack waits for it.
 const ASK_AGAIN: u32 = 20;
-
-/// A stack as it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Observed {
-    status: String,
-    /// The value of our tag.
-    owner: Option<String>,
-    vpc: Option<String>,
-    /// CloudFormation refuses its deletion.
-    protected: bool,
-}
+/// So many seconds the interfaces of load balancers that are gone may take to go; after that CloudFormation says why not.
+const PATIENCE: u32 = 600;
 
 /// What to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,15 +69,16 @@ pub(crate) enum Action {
     Explain,
 }
 
-/// What failed to go before this run is tried again; what fails in this one is explained.
+/// What failed to go before this run is tried again; what fails in this one, whose token was with the last request, is
+/// explained.
 pub(crate) fn decide(
     cluster: &ClusterKey,
-    observed: Option<&Observed>,
-    waited: u32,
+    stack: Option<&Stack>,
+    of_this_run: bool,
     lift: bool,
 ) -> Result<Action, StepError> {
-    let Some(stack) = observed else { return Ok(Action::Done) };
-    if stack.owner.as_deref() != Some(&cluster.name) {
+    let Some(stack) = stack else { return Ok(Action::Done) };
+    if stack.tags.get(CLUSTER_TAG) != Some(&cluster.name) {
         let name = stack_name(cluster);
         let cause = format!("The stack {name} exists without the tag {CLUSTER_TAG}={}.", cluster.name);
         return Err(StepError::new(ErrorName::NotOurs, cause)
@@ -93,7 +86,7 @@ pub(crate) fn decide(
     }
     Ok(match stack.status.as_str() {
         "DELETE_COMPLETE" => Action::Done,
-        "DELETE_FAILED" if waited > 0 => Action::Explain,
+        "DELETE_FAILED" if of_this_run => Action::Explain,
         status if status.ends_with("_IN_PROGRESS") => Action::Wait(format!("the network's stack is {status}")),
         _ if stack.protected && !lift => {
             let cause = format!("The stack {} is protected from deletion.", stack_name(cluster));
@@ -109,15 +102,29 @@ pub(crate) fn decide(
 /// `DeletionBlocked` with CloudFormation's reason and the interfaces that are left in the VPC.
 pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepError> {
     let name = stack_name(&input.cluster);
-    let observed = observe(cx, &name).await?;
-    let vpc = observed.as_ref().and_then(|stack| stack.vpc.clone());
-    match decide(&input.cluster, observed.as_ref(), input.waited, input.lift_deletion_protection)? {
+    let stack = stacks::describe(cx.aws.cloudformation(), &name).await?;
+    let vpc = stack.as_ref().and_then(|stack| stack.outputs.get("VpcId").cloned());
+    let ours = format!("teardown-{}-", input.run.id);
+    let of_this_run = match &stack {
+        Some(stack) if stack.status == "DELETE_FAILED" => {
+            let token = stacks::token_of_last_request(cx.aws.cloudformation(), &stack.id).await?;
+            token.is_some_and(|token| token.starts_with(&ours))
+        }
+        _ => false,
+    };
+    match decide(&input.cluster, stack.as_ref(), of_this_run, input.lift_deletion_protection)? {
         Action::Done => Ok(Progress::done(Output {})),
         Action::Wait(detail) => Ok(Progress::wait(ASK_AGAIN, detail)),
         Action::Explain => Err(explain(cx, &name, vpc.as_deref()).await?),
         Action::Delete(protected) => {
             if let Some(vpc) = &vpc
                 && let Some(detail) = remove_guards(cx, &input, vpc).await?
+            {
+                return Ok(Progress::wait(ASK_AGAIN, detail));
+            }
+            if let Some(vpc) = &vpc
+                && input.waited < PATIENCE
+                && let Some(detail) = lingering(cx, vpc).await?
             {
                 return Ok(Progress::wait(ASK_AGAIN, detail));
             }
@@ -128,31 +135,11 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
                 call.during("cloudformation:UpdateTerminationProtection")?;
             }
             // A token for the run: a call that is sent twice deletes once.
-            let token = format!("teardown-{}-{}", input.run.id, input.waited);
+            let token = format!("{ours}{}", input.waited);
             let call = cx.aws.cloudformation().delete_stack().stack_name(&name).client_request_token(token);
             call.send().await.during("cloudformation:DeleteStack")?;
             Ok(Progress::wait(ASK_AGAIN, "the network's stack is DELETE_IN_PROGRESS"))
         }
-    }
-}
-
-/// The stack of a name, if there is one.
-pub(crate) async fn observe(cx: &Context, name: &str) -> Result<Option<Observed>, StepError> {
-    match cx.aws.cloudformation().describe_stacks().stack_name(name).send().await {
-        Ok(answer) => Ok(answer.stacks().first().map(observed)),
-        Err(error) if message(&error).is_some_and(|words| words.contains("does not exist")) => Ok(None),
-        Err(error) => Err(refused("cloudformation:DescribeStacks", &error)),
-    }
-}
-
-fn observed(stack: &Stack) -> Observed {
-    let owner = stack.tags().iter().find(|tag| tag.key() == Some(CLUSTER_TAG));
-    let vpc = stack.outputs().iter().find(|output| output.output_key() == Some("VpcId"));
-    Observed {
-        status: stack.stack_status().map_or_else(String::new, |status| status.as_str().to_owned()),
-        owner: owner.and_then(|tag| tag.value.clone()),
-        vpc: vpc.and_then(|output| output.output_value.clone()),
-        protected: stack.enable_termination_protection() == Some(true),
     }
 }
 
@@ -181,8 +168,7 @@ async fn remove_guards(cx: &Context, input: &Input, vpc: &str) -> Result<Option<
     let groups: Result<Vec<SecurityGroup>, _> = groups.into_paginator().items().send().collect().await;
     for id in groups.during("ec2:DescribeSecurityGroups")?.into_iter().filter_map(|group| group.group_id) {
         cx.state.hold(&input.run, &input.cluster).await?;
-        let deleted = ec2.delete_security_group().group_id(&id).send().await.deleted("ec2:DeleteSecurityGroup");
-        match deleted {
+        match remove(cx, Kind::SecurityGroup, "", &id).await {
             Err(error) if error.name == ErrorName::DeletionBlocked => {
                 return Ok(Some(format!("GuardDuty's security group {id} is still in use")));
             }
@@ -192,75 +178,105 @@ async fn remove_guards(cx: &Context, input: &Input, vpc: &str) -> Result<Option<
     Ok(None)
 }
 
-/// Why the stack could not go: the first resource that failed, in CloudFormation's words, and what is left in the VPC.
+/// Interfaces of load balancers stay in their subnets for minutes after them, and a stack whose subnets can't go is
+/// DELETE_FAILED. Answers what has to be waited for.
+async fn lingering(cx: &Context, vpc: &str) -> Result<Option<String>, StepError> {
+    let there = interfaces::described(cx, filter("vpc-id", [vpc])).await?;
+    let lingering: Vec<String> = there.into_iter().filter(|interface| interface.contains("(\"ELB ")).collect();
+    Ok((!lingering.is_empty()).then(|| format!("interfaces of load balancers are going: {}", lingering.join(", "))))
+}
+
+/// Why the stack could not go: the resources that failed, the first one first, in CloudFormation's words, and what others
+/// have in the VPC.
 async fn explain(cx: &Context, stack: &str, vpc: Option<&str>) -> Result<StepError, StepError> {
-    let events = cx.aws.cloudformation().describe_stack_events().stack_name(stack).send().await;
-    let events = events.during("cloudformation:DescribeStackEvents")?.stack_events.unwrap_or_default();
-    let failed = events.iter().find(|event| {
-        event.resource_status().is_some_and(|status| status.as_str() == "DELETE_FAILED")
-            && event.resource_type() != Some("AWS::CloudFormation::Stack")
-    });
-    let reason = failed.map_or_else(
-        || "CloudFormation gives no reason".to_owned(),
-        |event| {
-            let id = event.physical_resource_id().unwrap_or_default();
-            let said = event.resource_status_reason().unwrap_or("no reason").trim_end_matches('.');
-            format!("{} {id}: {said}", event.resource_type().unwrap_or_default())
-        },
-    );
+    let reason = stacks::reason(cx.aws.cloudformation(), stack, "DELETE_FAILED").await?;
     let left = match vpc {
-        Some(vpc) => interfaces::described(cx, filter("vpc-id", [vpc])).await?,
+        Some(vpc) => left_in(cx, vpc).await?,
         None => Vec::new(),
     };
     let left = if left.is_empty() { String::new() } else { format!(" Left in the VPC: {}.", left.join(", ")) };
     Ok(StepError::new(ErrorName::DeletionBlocked, format!("The stack {stack} is DELETE_FAILED: {reason}.{left}")))
 }
 
+/// What keeps a VPC from going, for a person: interfaces with whose they are, endpoints, security groups.
+async fn left_in(cx: &Context, vpc: &str) -> Result<Vec<String>, StepError> {
+    let (ec2, here) = (cx.aws.ec2(), || filter("vpc-id", [vpc]));
+    let mut left = interfaces::described(cx, here()).await?;
+    let endpoints = ec2.describe_vpc_endpoints().filters(here()).into_paginator().items().send();
+    let endpoints: Result<Vec<VpcEndpoint>, _> = endpoints.collect().await;
+    left.extend(endpoints.during("ec2:DescribeVpcEndpoints")?.iter().map(|endpoint| {
+        let (id, service) = (endpoint.vpc_endpoint_id().unwrap_or_default(), endpoint.service_name());
+        format!("{id} (an endpoint of {})", service.unwrap_or("no service"))
+    }));
+    let groups = ec2.describe_security_groups().filters(here()).into_paginator().items().send();
+    let groups: Result<Vec<SecurityGroup>, _> = groups.collect().await;
+    // The default one goes with its VPC.
+    let groups =
+        groups.during("ec2:DescribeSecurityGroups")?.into_iter().filter(|one| one.group_name() != Some("default"));
+    left.extend(groups.map(|group| {
+        format!("{} (\"{}\")", group.group_id().unwrap_or_default(), group.group_name().unwrap_or_default())
+    }));
+    Ok(left)
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use time::OffsetDateTime;
+
     use super::*;
 
     fn demo() -> ClusterKey {
         ClusterKey { account: "111122223333".into(), region: "eu-west-1".into(), name: "demo".into() }
     }
 
-    fn stack(status: &str, owner: &str) -> Observed {
-        Observed { status: status.into(), owner: Some(owner.into()), vpc: None, protected: false }
+    fn stack(status: &str, owner: &str) -> Stack {
+        Stack {
+            id: "arn:stack".into(),
+            status: status.into(),
+            tags: BTreeMap::from([(CLUSTER_TAG.to_owned(), owner.to_owned())]),
+            parameters: BTreeMap::new(),
+            outputs: BTreeMap::new(),
+            protected: false,
+            created_at: OffsetDateTime::UNIX_EPOCH,
+            changed_at: OffsetDateTime::UNIX_EPOCH,
+        }
     }
 
-    fn decided(status: &str, waited: u32) -> Action {
-        decide(&demo(), Some(&stack(status, "demo")), waited, false).unwrap()
+    fn decided(status: &str, of_this_run: bool) -> Action {
+        decide(&demo(), Some(&stack(status, "demo")), of_this_run, false).unwrap()
     }
 
     #[test]
     fn a_protected_stack_goes_only_when_its_protection_may_be_lifted() {
-        let protected = Observed { protected: true, ..stack("CREATE_COMPLETE", "demo") };
-        let decided = |lift| decide(&demo(), Some(&protected), 0, lift);
+        let protected = Stack { protected: true, ..stack("CREATE_COMPLETE", "demo") };
+        let decided = |lift| decide(&demo(), Some(&protected), false, lift);
         assert_eq!(decided(false).unwrap_err().name, ErrorName::DeletionProtected);
         assert_eq!(decided(true).unwrap(), Action::Delete(true));
     }
 
     #[test]
     fn a_stack_is_deleted_waited_for_and_gone() {
-        assert_eq!(decide(&demo(), None, 0, false).unwrap(), Action::Done);
+        assert_eq!(decide(&demo(), None, false, false).unwrap(), Action::Done);
         for whole in ["CREATE_COMPLETE", "ROLLBACK_COMPLETE", "UPDATE_ROLLBACK_FAILED"] {
-            assert_eq!(decided(whole, 0), Action::Delete(false), "{whole}");
+            assert_eq!(decided(whole, false), Action::Delete(false), "{whole}");
         }
         for busy in ["DELETE_IN_PROGRESS", "CREATE_IN_PROGRESS", "ROLLBACK_IN_PROGRESS"] {
-            assert!(matches!(decided(busy, 20), Action::Wait(_)), "{busy}");
+            assert!(matches!(decided(busy, true), Action::Wait(_)), "{busy}");
         }
     }
 
     #[test]
     fn a_failure_of_before_is_tried_again_and_one_of_now_explained() {
-        assert_eq!(decided("DELETE_FAILED", 0), Action::Delete(false));
-        assert_eq!(decided("DELETE_FAILED", 20), Action::Explain);
+        assert_eq!(decided("DELETE_FAILED", false), Action::Delete(false));
+        assert_eq!(decided("DELETE_FAILED", true), Action::Explain);
     }
 
     #[test]
     fn a_strangers_stack_stays() {
-        let error = decide(&demo(), Some(&stack("CREATE_COMPLETE", "demo-2")), 0, true).unwrap_err();
+        let error = decide(&demo(), Some(&stack("CREATE_COMPLETE", "demo-2")), false, true).unwrap_err();
         assert_eq!(error.name, ErrorName::NotOurs);
     }
 

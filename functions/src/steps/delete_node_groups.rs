@@ -1,13 +1,13 @@
 //! delete-node-groups: managed node groups and Fargate profiles of a cluster, until none is left.
 
-use futures::future::try_join_all;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use slipway_statemachine::{ClusterKey, ErrorName, Progress, Run, Step, StepError};
+use slipway_statemachine::{ClusterKey, ErrorName, Kind, Progress, Run, Step, StepError};
 
 use crate::{
     Context,
-    aws::error::{Deleted as _, During as _, code, refused},
+    aws::{health, inventory, removal::remove},
+    ownership::Resource,
 };
 
 /// Deletes node groups and Fargate profiles.
@@ -40,36 +40,27 @@ impl Step for DeleteNodeGroups {
 /// A group takes two to five minutes, a Fargate profile about one.
 const ASK_AGAIN: u32 = 20;
 
-/// A node group or Fargate profile as it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Observed {
-    kind: Kind,
-    name: String,
-    status: String,
-    /// `code: message (resources)` of each health issue.
-    issues: Vec<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    NodeGroup,
-    FargateProfile,
-}
-
 /// Which of them to delete now. EKS deletes one Fargate profile at a time. What failed to go in an earlier run is asked
 /// once more; what fails in this one is the run's failure.
-pub(crate) fn decide(all: &[Observed], waited: u32) -> Result<Vec<&Observed>, StepError> {
-    if let Some(failed) = all.iter().find(|one| one.status == "DELETE_FAILED" && waited > 0) {
-        let issues = if failed.issues.is_empty() { "it gives no reason".to_owned() } else { failed.issues.join("; ") };
-        let cause = format!("EKS could not delete the node group {}: {issues}.", failed.name);
+pub(crate) fn decide(all: &[Resource], waited: u32) -> Result<Vec<&Resource>, StepError> {
+    if let Some(failed) = all.iter().find(|one| one.state == "DELETE_FAILED" && waited > 0) {
+        let (what, issues) = (called(failed.kind), health::said(&failed.issues));
+        let cause = format!("EKS could not delete the {what} {}. {issues}", failed.name);
         return Err(StepError::new(ErrorName::NodeGroupFailed, cause)
             .remedy("Follow the health issue in the cause, then start the teardown again."));
     }
     let mut profiles = all.iter().filter(|one| one.kind == Kind::FargateProfile).peekable();
-    let busy = profiles.clone().any(|profile| profile.status == "DELETING");
+    let busy = profiles.clone().any(|profile| profile.state == "DELETING");
     let profile = profiles.next().filter(|_| !busy);
-    let groups = all.iter().filter(|one| one.kind == Kind::NodeGroup && one.status != "DELETING");
+    let groups = all.iter().filter(|one| one.kind == Kind::NodeGroup && one.state != "DELETING");
     Ok(groups.chain(profile).collect())
+}
+
+const fn called(kind: Kind) -> &'static str {
+    match kind {
+        Kind::FargateProfile => "Fargate profile",
+        _ => "node group",
+    }
 }
 
 /// Deletes what is there and waits for its end. A cluster that is gone has none.
@@ -77,34 +68,31 @@ pub(crate) fn decide(all: &[Observed], waited: u32) -> Result<Vec<&Observed>, St
 /// # Errors
 /// `NodeGroupFailed` with EKS's health issues.
 pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepError> {
-    let Some(all) = observe(cx, &input).await? else { return Ok(Progress::done(Output {})) };
+    let Some(all) = inventory::node_groups(cx, &input.cluster.name).await? else {
+        return Ok(Progress::done(Output {}));
+    };
     let going = decide(&all, input.waited)?;
     if !going.is_empty() {
         cx.state.hold(&input.run, &input.cluster).await?;
     }
     for one in going {
-        delete(cx, &input, one).await?;
+        delete(cx, one).await?;
     }
     if all.is_empty() {
         return Ok(Progress::done(Output {}));
     }
-    let names: Vec<&str> = all.iter().map(|one| one.name.as_str()).collect();
-    Ok(Progress::wait(ASK_AGAIN, format!("node groups are going: {}", names.join(", "))))
+    let left: Vec<String> = all
+        .iter()
+        .map(|one| {
+            let issues = if one.issues.is_empty() { String::new() } else { format!(": {}", one.issues.join(" ")) };
+            format!("{} {} ({}{issues})", called(one.kind), one.name, one.state)
+        })
+        .collect();
+    Ok(Progress::wait(ASK_AGAIN, format!("still there: {}", left.join(", "))))
 }
 
-async fn delete(cx: &Context, input: &Input, one: &Observed) -> Result<(), StepError> {
-    let (eks, cluster) = (cx.aws.eks(), &input.cluster.name);
-    let deleted = match one.kind {
-        Kind::NodeGroup => {
-            let call = eks.delete_nodegroup().cluster_name(cluster).nodegroup_name(&one.name);
-            call.send().await.deleted("eks:DeleteNodegroup")
-        }
-        Kind::FargateProfile => {
-            let call = eks.delete_fargate_profile().cluster_name(cluster).fargate_profile_name(&one.name);
-            call.send().await.deleted("eks:DeleteFargateProfile")
-        }
-    };
-    match deleted {
+async fn delete(cx: &Context, one: &Resource) -> Result<(), StepError> {
+    match remove(cx, one.kind, &one.arn, &one.name).await {
         // EKS is still busy with an update or the creation of it; the next look asks again.
         Err(error) if error.name == ErrorName::DeletionBlocked => {
             tracing::info!(name = one.name, "it can't go yet: {}", error.cause);
@@ -114,72 +102,18 @@ async fn delete(cx: &Context, input: &Input, one: &Observed) -> Result<(), StepE
     }
 }
 
-/// What there is; none where there is no cluster.
-async fn observe(cx: &Context, input: &Input) -> Result<Option<Vec<Observed>>, StepError> {
-    let (eks, cluster) = (cx.aws.eks(), input.cluster.name.as_str());
-    let groups: Result<Vec<String>, _> =
-        eks.list_nodegroups().cluster_name(cluster).into_paginator().items().send().collect().await;
-    let groups = match groups {
-        Err(error) if code(&error) == Some("ResourceNotFoundException") => return Ok(None),
-        groups => groups.during("eks:ListNodegroups")?,
-    };
-    let profiles: Result<Vec<String>, _> =
-        eks.list_fargate_profiles().cluster_name(cluster).into_paginator().items().send().collect().await;
-    let profiles = profiles.during("eks:ListFargateProfiles")?;
-    let groups = try_join_all(groups.into_iter().map(|name| node_group(cx, cluster, name)));
-    let profiles = try_join_all(profiles.into_iter().map(|name| fargate_profile(cx, cluster, name)));
-    let (groups, profiles) = futures::try_join!(groups, profiles)?;
-    Ok(Some(groups.into_iter().chain(profiles).flatten().collect()))
-}
-
-async fn node_group(cx: &Context, cluster: &str, name: String) -> Result<Option<Observed>, StepError> {
-    match cx.aws.eks().describe_nodegroup().cluster_name(cluster).nodegroup_name(&name).send().await {
-        Ok(answer) => Ok(answer.nodegroup.map(|group| Observed {
-            kind: Kind::NodeGroup,
-            status: group.status().map_or_else(String::new, |status| status.as_str().to_owned()),
-            issues: group
-                .health()
-                .map(aws_sdk_eks::types::NodegroupHealth::issues)
-                .unwrap_or_default()
-                .iter()
-                .map(issue)
-                .collect(),
-            name,
-        })),
-        Err(error) if code(&error) == Some("ResourceNotFoundException") => Ok(None),
-        Err(error) => Err(refused("eks:DescribeNodegroup", &error)),
-    }
-}
-
-async fn fargate_profile(cx: &Context, cluster: &str, name: String) -> Result<Option<Observed>, StepError> {
-    match cx.aws.eks().describe_fargate_profile().cluster_name(cluster).fargate_profile_name(&name).send().await {
-        Ok(answer) => Ok(answer.fargate_profile.map(|profile| Observed {
-            kind: Kind::FargateProfile,
-            status: profile.status().map_or_else(String::new, |status| status.as_str().to_owned()),
-            issues: Vec::new(),
-            name,
-        })),
-        Err(error) if code(&error) == Some("ResourceNotFoundException") => Ok(None),
-        Err(error) => Err(refused("eks:DescribeFargateProfile", &error)),
-    }
-}
-
-fn issue(issue: &aws_sdk_eks::types::Issue) -> String {
-    let code = issue.code().map_or("no code", |code| code.as_str());
-    format!("{code}: {} ({})", issue.message().unwrap_or("no message"), issue.resource_ids().join(", "))
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
-    fn one(kind: Kind, name: &str, status: &str) -> Observed {
-        let issues = vec!["Ec2SecurityGroupDeletionFailure: in use (sg-1)".to_owned()];
-        Observed { kind, name: name.into(), status: status.into(), issues }
+    fn one(kind: Kind, name: &str, state: &str) -> Resource {
+        let mut one = Resource::new(kind, format!("arn:aws:eks:eu-west-1:1:x/demo/{name}/1"), name).in_state(state);
+        one.issues = vec!["Ec2SecurityGroupDeletionFailure: in use (sg-1).".to_owned()];
+        one
     }
 
-    fn names(going: &[&Observed]) -> Vec<String> {
+    fn names(going: &[&Resource]) -> Vec<String> {
         going.iter().map(|one| one.name.clone()).collect()
     }
 
@@ -203,6 +137,9 @@ mod tests {
         assert_eq!(names(&decide(&failed, 0).unwrap()), ["core"]);
         let error = decide(&failed, 20).unwrap_err();
         assert_eq!(error.name, ErrorName::NodeGroupFailed);
-        assert!(error.cause.contains("core: Ec2SecurityGroupDeletionFailure: in use (sg-1)"), "{}", error.cause);
+        let told = "the node group core. Ec2SecurityGroupDeletionFailure: in use (sg-1)";
+        assert!(error.cause.contains(told), "{}", error.cause);
+        let profile = [one(Kind::FargateProfile, "web", "DELETE_FAILED")];
+        assert!(decide(&profile, 20).unwrap_err().cause.contains("the Fargate profile web"));
     }
 }

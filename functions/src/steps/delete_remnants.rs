@@ -1,29 +1,29 @@
-//! delete-remnants: what nodes and their controllers leave in EC2: launch templates, detached network interfaces, volumes
-//! of nodes, security groups.
+//! delete-remnants: what a cluster leaves once its control plane is gone: load balancers and volumes of workloads if they
+//! may go, detached network interfaces, volumes of nodes, launch templates, security groups, the log group if it is to go.
 
-use std::collections::BTreeMap;
-
-use aws_sdk_ec2::types::{IpPermission, SecurityGroup, VolumeState};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use slipway_statemachine::{ClusterKey, ErrorName, Progress, Run, Step, StepError, names::DISCOVERY_TAG};
+use slipway_statemachine::{
+    ClusterKey, ErrorName, Kind, Progress, Run, Step, StepError,
+    teardown::{Fate, Workloads},
+};
 
 use crate::{
     Context,
     aws::{
-        ec2::{cluster_filter, filter, tags_of},
-        error::{Deleted as _, During as _},
-        interfaces,
+        inventory::{self, Place},
+        removal::remove,
     },
-    ownership::{STACK_TAG, owned},
+    ownership::{self, Maker, Resource, of_cluster},
 };
 
-/// Deletes what is left in EC2.
+/// Deletes what is left in EC2 and beside it.
 #[derive(Debug)]
 pub struct DeleteRemnants;
 
-/// Of which cluster.
+/// Of which cluster, and what of it.
 #[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct Input {
     /// The run.
     pub run: Run,
@@ -32,23 +32,43 @@ pub struct Input {
     /// What only bears the tag by which Karpenter discovers it goes too: somebody else made it for this cluster.
     #[serde(default)]
     pub adopt: bool,
-    /// Seconds that this run has waited for what holds a security group.
+    /// What becomes of load balancers, and of volumes that hold somebody's data.
+    #[serde(default = "refuse")]
+    pub workloads: Workloads,
+    /// What becomes of the control plane's log group.
+    #[serde(default = "keep")]
+    pub log_group: Fate,
+    /// Seconds that this run has waited for what holds something else.
     #[serde(default)]
     pub waited: u32,
+}
+
+const fn refuse() -> Workloads {
+    Workloads::Refuse
+}
+
+const fn keep() -> Fate {
+    Fate::Keep
 }
 
 /// What was deleted by this call.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Output {
-    /// Ids of launch templates.
-    pub launch_templates: Vec<String>,
-    /// Ids of network interfaces.
-    pub network_interfaces: Vec<String>,
+    /// Names of load balancers.
+    pub load_balancers: Vec<String>,
+    /// Names of target groups.
+    pub target_groups: Vec<String>,
     /// Ids of volumes.
     pub volumes: Vec<String>,
+    /// Ids of network interfaces.
+    pub network_interfaces: Vec<String>,
+    /// Ids of launch templates.
+    pub launch_templates: Vec<String>,
     /// Ids of security groups.
     pub security_groups: Vec<String>,
+    /// Names of log groups.
+    pub log_groups: Vec<String>,
 }
 
 impl Step for DeleteRemnants {
@@ -60,49 +80,42 @@ impl Step for DeleteRemnants {
 
 /// Interfaces of what was just deleted leave a security group within minutes.
 const ASK_AGAIN: u32 = 15;
-/// After so many seconds what holds a security group is the run's failure.
+/// After so many seconds what holds something is the run's failure.
 const PATIENCE: u32 = 600;
 
-/// Whether a thing goes with the cluster: its tags say so, and no stack has it. The discovery tag alone counts only for
-/// an adopted cluster: people put it on what is theirs, so that Karpenter finds it.
-fn goes(cluster: &ClusterKey, tags: &BTreeMap<String, String>, adopt: bool) -> bool {
-    let mut tags = tags.clone();
-    if !adopt {
-        tags.remove(DISCOVERY_TAG);
-    }
-    !tags.contains_key(STACK_TAG) && owned(cluster, &tags)
-}
-
-/// Whether an interface that nothing uses is the cluster's: by its tags, or as EKS and the VPC CNI describe theirs.
-fn leaked(cluster: &ClusterKey, tags: &BTreeMap<String, String>, description: &str) -> bool {
-    goes(cluster, tags, false) || description == format!("Amazon EKS {}", cluster.name)
-}
-
-/// Whether a volume is a node's own disk. One that holds somebody's data, made for a claim, is never ours to delete.
-fn nodes_own(cluster: &ClusterKey, tags: &BTreeMap<String, String>) -> bool {
-    let of_claim = tags.keys().any(|key| key.starts_with("kubernetes.io/created-for/") || key == "CSIVolumeName");
-    let of_node = tags.keys().any(|key| key.starts_with("karpenter.sh/nodepool") || key == "eks:nodegroup-name");
-    !of_claim && of_node && goes(cluster, tags, false)
+/// What goes of what is there, in the order in which things hold each other. What a stack has goes with its stack.
+pub(crate) fn decide<'a>(input: &Input, found: &'a [Resource]) -> Vec<&'a Resource> {
+    let goes = |resource: &Resource| match resource.kind {
+        Kind::LoadBalancer | Kind::TargetGroup => input.workloads == Workloads::Delete,
+        Kind::Volume if resource.state == "deleting" => false,
+        Kind::Volume if ownership::is_of_claim(resource) => input.workloads == Workloads::Delete,
+        // Who knows what a volume is that no node had.
+        Kind::Volume => matches!(ownership::maker(resource), Maker::Karpenter | Maker::Eks),
+        Kind::NetworkInterface => resource.state == "available",
+        Kind::LogGroup => input.log_group == Fate::Delete,
+        _ => ownership::maker(resource) != Maker::Network,
+    };
+    let mut going: Vec<&Resource> = of_cluster(&input.cluster, input.adopt, found)
+        .into_iter()
+        .map(|(resource, _)| resource)
+        .filter(|resource| goes(resource))
+        .collect();
+    going.sort_by(|a, b| (a.kind, &a.arn).cmp(&(b.kind, &b.arn)));
+    going
 }
 
 /// Deletes what is left, in the order in which things hold each other.
 ///
 /// # Errors
-/// `DeletionBlocked` names the interface, and whose it is, that holds a security group.
+/// `DeletionBlocked` names what holds something, such as an interface, and whose it is, that is in a security group.
 pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepError> {
-    let mut deleted = Output {
-        launch_templates: delete_launch_templates(cx, &input).await?,
-        network_interfaces: delete_interfaces(cx, &input).await?,
-        volumes: delete_volumes(cx, &input).await?,
-        security_groups: Vec::new(),
-    };
-    let mut held = Vec::new();
-    for group in groups(cx, &input).await? {
-        match delete_group(cx, &input, &group).await {
-            Ok(()) => deleted.security_groups.extend(group.group_id),
-            Err(error) if error.name == ErrorName::DeletionBlocked => {
-                held.push(holders(cx, group.group_id().unwrap_or_default()).await?);
-            }
+    let found = observe(cx, &input).await?;
+    let (mut deleted, mut held) = (Output::default(), Vec::new());
+    for resource in decide(&input, &found) {
+        cx.state.hold(&input.run, &input.cluster).await?;
+        match remove(cx, resource.kind, &resource.arn, &resource.name).await {
+            Ok(_) => deleted.add(resource),
+            Err(error) if error.name == ErrorName::DeletionBlocked => held.push(error.cause),
             Err(error) => return Err(error),
         }
     }
@@ -115,157 +128,141 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
     }
 }
 
-async fn delete_launch_templates(cx: &Context, input: &Input) -> Result<Vec<String>, StepError> {
-    let ec2 = cx.aws.ec2();
-    let mut pages =
-        ec2.describe_launch_templates().filters(cluster_filter(&input.cluster)).into_paginator().items().send();
-    let mut found = Vec::new();
-    while let Some(template) = pages.next().await {
-        let template = template.during("ec2:DescribeLaunchTemplates")?;
-        if goes(&input.cluster, &tags_of(template.tags()), input.adopt) {
-            found.extend(template.launch_template_id);
-        }
+impl Output {
+    fn add(&mut self, resource: &Resource) {
+        let list = match resource.kind {
+            Kind::LoadBalancer => &mut self.load_balancers,
+            Kind::TargetGroup => &mut self.target_groups,
+            Kind::Volume => &mut self.volumes,
+            Kind::NetworkInterface => &mut self.network_interfaces,
+            Kind::LaunchTemplate => &mut self.launch_templates,
+            Kind::LogGroup => &mut self.log_groups,
+            _ => &mut self.security_groups,
+        };
+        list.push(resource.name.clone());
     }
-    for id in &found {
-        cx.state.hold(&input.run, &input.cluster).await?;
-        ec2.delete_launch_template().launch_template_id(id).send().await.deleted("ec2:DeleteLaunchTemplate")?;
+}
+
+/// What may be the cluster's of the kinds that go here; of those that may not go nothing is asked.
+async fn observe(cx: &Context, input: &Input) -> Result<Vec<Resource>, StepError> {
+    let place = Place::of(&input.cluster, input.adopt);
+    let (templates, interfaces, volumes, groups) = futures::try_join!(
+        inventory::launch_templates(cx, place),
+        inventory::interfaces(cx, place),
+        inventory::volumes(cx, place),
+        inventory::security_groups(cx, place),
+    )?;
+    let mut found = [templates, interfaces, volumes, groups].concat();
+    if input.workloads == Workloads::Delete {
+        found.extend(inventory::load_balancers(cx, place).await?);
+    }
+    if input.log_group == Fate::Delete {
+        found.extend(inventory::log_groups(cx, place).await?);
     }
     Ok(found)
-}
-
-async fn delete_interfaces(cx: &Context, input: &Input) -> Result<Vec<String>, StepError> {
-    let ec2 = cx.aws.ec2();
-    let unused = filter("status", ["available"]);
-    let mut pages = ec2.describe_network_interfaces().filters(unused).into_paginator().items().send();
-    let mut found = Vec::new();
-    while let Some(interface) = pages.next().await {
-        let interface = interface.during("ec2:DescribeNetworkInterfaces")?;
-        let tags = tags_of(interface.tag_set());
-        if leaked(&input.cluster, &tags, interface.description().unwrap_or_default()) {
-            found.extend(interface.network_interface_id);
-        }
-    }
-    for id in &found {
-        cx.state.hold(&input.run, &input.cluster).await?;
-        let call = ec2.delete_network_interface().network_interface_id(id);
-        call.send().await.deleted("ec2:DeleteNetworkInterface")?;
-    }
-    Ok(found)
-}
-
-async fn delete_volumes(cx: &Context, input: &Input) -> Result<Vec<String>, StepError> {
-    let ec2 = cx.aws.ec2();
-    let mut pages = ec2.describe_volumes().filters(cluster_filter(&input.cluster)).into_paginator().items().send();
-    let mut found = Vec::new();
-    while let Some(volume) = pages.next().await {
-        let volume = volume.during("ec2:DescribeVolumes")?;
-        let unused = volume.state() == Some(&VolumeState::Available);
-        if unused && nodes_own(&input.cluster, &tags_of(volume.tags())) {
-            found.extend(volume.volume_id);
-        }
-    }
-    for id in &found {
-        cx.state.hold(&input.run, &input.cluster).await?;
-        ec2.delete_volume().volume_id(id).send().await.deleted("ec2:DeleteVolume")?;
-    }
-    Ok(found)
-}
-
-/// The security groups that EKS, Karpenter or Kubernetes' controllers made for the cluster.
-async fn groups(cx: &Context, input: &Input) -> Result<Vec<SecurityGroup>, StepError> {
-    let call = cx.aws.ec2().describe_security_groups().filters(cluster_filter(&input.cluster));
-    let all: Result<Vec<SecurityGroup>, _> = call.into_paginator().items().send().collect().await;
-    let mut groups = all.during("ec2:DescribeSecurityGroups")?;
-    groups.retain(|group| goes(&input.cluster, &tags_of(group.tags()), input.adopt));
-    Ok(groups)
-}
-
-/// The permissions of a group that name groups: such a rule keeps the group that it names from going.
-fn naming_groups(permissions: &[IpPermission]) -> Vec<IpPermission> {
-    permissions.iter().filter(|rule| !rule.user_id_group_pairs().is_empty()).cloned().collect()
-}
-
-async fn delete_group(cx: &Context, input: &Input, group: &SecurityGroup) -> Result<(), StepError> {
-    let (ec2, id) = (cx.aws.ec2(), group.group_id().unwrap_or_default());
-    cx.state.hold(&input.run, &input.cluster).await?;
-    let incoming = naming_groups(group.ip_permissions());
-    if !incoming.is_empty() {
-        let call = ec2.revoke_security_group_ingress().group_id(id).set_ip_permissions(Some(incoming));
-        call.send().await.deleted("ec2:RevokeSecurityGroupIngress")?;
-    }
-    let outgoing = naming_groups(group.ip_permissions_egress());
-    if !outgoing.is_empty() {
-        let call = ec2.revoke_security_group_egress().group_id(id).set_ip_permissions(Some(outgoing));
-        call.send().await.deleted("ec2:RevokeSecurityGroupEgress")?;
-    }
-    ec2.delete_security_group().group_id(id).send().await.deleted("ec2:DeleteSecurityGroup").map(|_| ())
-}
-
-/// A sentence on what holds a security group.
-async fn holders(cx: &Context, group: &str) -> Result<String, StepError> {
-    let users = interfaces::described(cx, filter("group-id", [group])).await?;
-    if !users.is_empty() {
-        return Ok(format!("The security group {group} is in use by {}.", users.join(", ")));
-    }
-    let naming = cx.aws.ec2().describe_security_groups().filters(filter("ip-permission.group-id", [group]));
-    let naming: Result<Vec<SecurityGroup>, _> = naming.into_paginator().items().send().collect().await;
-    let naming: Vec<String> =
-        naming.during("ec2:DescribeSecurityGroups")?.into_iter().filter_map(|other| other.group_id).collect();
-    Ok(format!("The security group {group} is named by rules of {}.", naming.join(", ")))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use slipway_statemachine::names::{CLUSTER_TAG, DISCOVERY_TAG};
 
-    fn demo() -> ClusterKey {
-        ClusterKey { account: "111122223333".into(), region: "eu-west-1".into(), name: "demo".into() }
+    use super::*;
+    use crate::ownership::{RETAINED_TAG, STACK_TAG};
+
+    const OWNED: (&str, &str) = ("kubernetes.io/cluster/demo", "owned");
+
+    fn input(adopt: bool, workloads: Workloads, log_group: Fate) -> Input {
+        let cluster = ClusterKey { account: "111122223333".into(), region: "eu-west-1".into(), name: "demo".into() };
+        Input { run: Run { id: "01".into(), fence: 1 }, cluster, adopt, workloads, log_group, waited: 0 }
     }
 
-    fn tags(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    fn ours() -> Input {
+        input(false, Workloads::Refuse, Fate::Keep)
+    }
+
+    fn thing(kind: Kind, name: &str, tags: &[(&str, &str)]) -> Resource {
+        let tags = tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        Resource::new(kind, format!("arn:{name}"), name).tagged(tags)
+    }
+
+    fn going(input: &Input, found: &[Resource]) -> Vec<String> {
+        decide(input, found).into_iter().map(|resource| resource.name.clone()).collect()
     }
 
     #[test]
     fn what_a_stack_has_stays_with_its_stack() {
-        let made = [("slipway:cluster", "demo")];
-        assert!(goes(&demo(), &tags(&made), false));
-        assert!(!goes(&demo(), &tags(&[made[0], (STACK_TAG, "slipway-network-demo")]), false));
+        let made = (CLUSTER_TAG, "demo");
+        let group = thing(Kind::SecurityGroup, "sg-1", &[made]);
+        let in_stack = thing(Kind::SecurityGroup, "sg-2", &[made, (STACK_TAG, "slipway-network-demo")]);
+        assert_eq!(going(&ours(), &[group, in_stack]), ["sg-1"]);
     }
 
     #[test]
     fn what_karpenter_only_discovers_goes_with_an_adopted_cluster_alone() {
-        let found = tags(&[(DISCOVERY_TAG, "demo")]);
-        assert!(!goes(&demo(), &found, false));
-        assert!(goes(&demo(), &found, true));
-        assert!(!goes(&demo(), &tags(&[(DISCOVERY_TAG, "demo-2")]), true));
+        let found = [
+            thing(Kind::SecurityGroup, "sg-1", &[(DISCOVERY_TAG, "demo")]),
+            thing(Kind::SecurityGroup, "sg-2", &[(DISCOVERY_TAG, "demo-2")]),
+        ];
+        assert!(going(&ours(), &found).is_empty());
+        assert_eq!(going(&input(true, Workloads::Refuse, Fate::Keep), &found), ["sg-1"]);
     }
 
     #[test]
-    fn interfaces_are_told_apart_by_the_whole_name() {
-        assert!(leaked(&demo(), &tags(&[]), "Amazon EKS demo"));
-        assert!(leaked(&demo(), &tags(&[("cluster.k8s.amazonaws.com/name", "demo")]), "aws-K8S-i-0123"));
-        for neighbour in ["demo-2", "demo_2"] {
-            assert!(!leaked(&demo(), &tags(&[]), &format!("Amazon EKS {neighbour}")));
-            assert!(!leaked(&demo(), &tags(&[("cluster.k8s.amazonaws.com/name", neighbour)]), "aws-K8S-i-0123"));
-        }
+    fn interfaces_that_nothing_uses_go_and_are_told_apart_by_the_whole_name() {
+        let interface = |name: &str, description: &str, state: &str| {
+            thing(Kind::NetworkInterface, name, &[]).described(description).in_state(state)
+        };
+        let found = [
+            interface("eni-1", "Amazon EKS demo", "available"),
+            interface("eni-2", "Amazon EKS demo", "in-use"),
+            interface("eni-3", "Amazon EKS demo-2", "available"),
+            interface("eni-4", "Amazon EKS demo_2", "available"),
+            // Leaked by the VPC CNI without a tag: it is in the cluster's group.
+            interface("eni-5", "aws-K8S-i-0123", "available").part_of(["sg-1"]),
+            interface("eni-6", "aws-K8S-i-0123", "available").part_of(["sg-2"]),
+            thing(Kind::SecurityGroup, "sg-1", &[OWNED]),
+        ];
+        assert_eq!(going(&ours(), &found), ["eni-1", "eni-5", "sg-1"]);
     }
 
     #[test]
-    fn a_volume_with_somebodys_data_is_never_deleted() {
-        let node = ("karpenter.sh/nodepool", "x86");
-        let owned = ("kubernetes.io/cluster/demo", "owned");
-        assert!(nodes_own(&demo(), &tags(&[node, owned])));
-        assert!(!nodes_own(&demo(), &tags(&[owned])), "who knows what it is");
-        assert!(!nodes_own(&demo(), &tags(&[node, owned, ("kubernetes.io/created-for/pvc/name", "data")])));
-        assert!(!nodes_own(&demo(), &tags(&[node, ("kubernetes.io/cluster/demo-2", "owned")])));
+    fn a_volume_with_somebodys_data_goes_only_if_workloads_may() {
+        let (node, claim) = (("karpenter.sh/nodepool", "x86"), ("kubernetes.io/created-for/pvc/name", "data"));
+        let neighbour = ("kubernetes.io/cluster/demo-2", "owned");
+        let found = [
+            thing(Kind::Volume, "vol-node", &[node, OWNED]),
+            thing(Kind::Volume, "vol-data", &[OWNED, claim]),
+            thing(Kind::Volume, "vol-csi", &[OWNED, ("CSIVolumeName", "pvc-1")]),
+            thing(Kind::Volume, "vol-kept", &[OWNED, claim, (RETAINED_TAG, "demo")]),
+            thing(Kind::Volume, "vol-unknown", &[OWNED]),
+            thing(Kind::Volume, "vol-neighbour", &[node, neighbour]),
+            thing(Kind::Volume, "vol-theirs", &[neighbour, claim]),
+        ];
+        assert_eq!(going(&ours(), &found), ["vol-node"]);
+        let all = input(false, Workloads::Delete, Fate::Keep);
+        assert_eq!(going(&all, &found), ["vol-csi", "vol-data", "vol-node"]);
     }
 
     #[test]
-    fn only_rules_that_name_groups_are_revoked() {
-        let pair = aws_sdk_ec2::types::UserIdGroupPair::builder().group_id("sg-1").build();
-        let naming = IpPermission::builder().user_id_group_pairs(pair).build();
-        let open = IpPermission::builder().ip_protocol("-1").build();
-        assert_eq!(naming_groups(&[naming.clone(), open]), [naming]);
+    fn load_balancers_go_before_what_they_hold_and_only_if_workloads_may() {
+        let found = [
+            thing(Kind::SecurityGroup, "sg-1", &[OWNED]),
+            thing(Kind::TargetGroup, "k8s-web", &[("elbv2.k8s.aws/cluster", "demo")]),
+            thing(Kind::LoadBalancer, "a1", &[OWNED]),
+            thing(Kind::LoadBalancer, "a2", &[("kubernetes.io/cluster/demo_2", "owned")]),
+        ];
+        assert_eq!(going(&ours(), &found), ["sg-1"]);
+        assert_eq!(going(&input(false, Workloads::Delete, Fate::Keep), &found), ["a1", "k8s-web", "sg-1"]);
+    }
+
+    #[test]
+    fn the_log_group_goes_when_asked() {
+        let found = [
+            thing(Kind::LogGroup, "/aws/eks/demo/cluster", &[]),
+            thing(Kind::LogGroup, "/aws/eks/demo-2/cluster", &[]),
+            thing(Kind::LogGroup, "/aws/eks/demo/cluster-audit", &[]),
+        ];
+        assert!(going(&ours(), &found).is_empty());
+        assert_eq!(going(&input(false, Workloads::Refuse, Fate::Delete), &found), ["/aws/eks/demo/cluster"]);
     }
 }

@@ -7,11 +7,12 @@ use serde_json::{Value, json};
 use slipway_statemachine::{ClusterEndpoint, ClusterKey, ErrorName, Progress, Run, Step, StepError};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::terminate_instances::{self, Instance};
+use super::terminate_instances;
 use crate::{
     Context,
     aws::error::Deleted as _,
     cluster::{self, Cluster, Kind},
+    ownership::Resource,
 };
 
 /// Drains what Karpenter launched.
@@ -69,10 +70,12 @@ pub(crate) struct Object {
     instance: Option<String>,
     /// Disruption budgets were overruled already.
     forced: bool,
+    /// What has to let go of it first.
+    finalizers: Vec<String>,
 }
 
 /// What there is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Observed {
     pools: Vec<Object>,
     claims: Vec<Object>,
@@ -80,7 +83,7 @@ pub(crate) struct Observed {
     /// A controller is ready, and works the finalizers off.
     controller: bool,
     /// Instances that Karpenter launched and EC2 has not terminated.
-    instances: Vec<Instance>,
+    instances: Vec<Resource>,
 }
 
 /// One change.
@@ -109,7 +112,7 @@ pub(crate) fn decide(observed: &Observed, waited: u32, drain_seconds: u32) -> Ve
         actions.extend(fresh.map(|object| Action::Delete(kind, object.name.clone())));
     }
     for claim in claims.iter().filter(|claim| claim.deleting) {
-        let alive = claim.instance.as_ref().filter(|id| instances.iter().any(|one| one.id == **id));
+        let alive = claim.instance.as_ref().filter(|id| instances.iter().any(|one| one.name == **id));
         match alive {
             Some(id) if abandoned => actions.push(Action::Terminate(id.clone())),
             None if abandoned => actions.push(Action::Release(NODE_CLAIM, claim.name.clone())),
@@ -124,7 +127,7 @@ pub(crate) fn decide(observed: &Observed, waited: u32, drain_seconds: u32) -> Ve
     if pools.is_empty() && claims.is_empty() {
         // Karpenter was stopped between launching and writing it down.
         let leaked = instances.iter().filter(|one| one.state != "shutting-down");
-        actions.extend(leaked.map(|one| Action::Terminate(one.id.clone())));
+        actions.extend(leaked.map(|one| Action::Terminate(one.name.clone())));
         if instances.is_empty() {
             let (stuck, fresh): (Vec<_>, Vec<_>) = classes.iter().partition(|class| class.deleting);
             actions.extend(fresh.into_iter().map(|class| Action::Delete(NODE_CLASS, class.name.clone())));
@@ -138,16 +141,26 @@ pub(crate) fn decide(observed: &Observed, waited: u32, drain_seconds: u32) -> Ve
 /// What is still there, for a person; none when all is gone.
 fn left(observed: &Observed) -> Option<String> {
     let Observed { pools, claims, classes, controller, instances } = observed;
-    let claim = |claim: &Object| {
-        let instance = claim.instance.as_ref().map_or_else(|| "no instance".to_owned(), Clone::clone);
-        format!("NodeClaim {} ({instance})", claim.name)
+    let waits = |object: &Object| match object.finalizers.as_slice() {
+        [] => String::new(),
+        _ if !object.deleting => String::new(),
+        finalizers => format!(", waits for {}", finalizers.join(", ")),
     };
+    let claim = |claim: &Object| {
+        let instance = match &claim.instance {
+            None => "no instance".to_owned(),
+            Some(id) if instances.iter().any(|one| one.name == *id) => id.clone(),
+            Some(id) => format!("its instance {id} is gone"),
+        };
+        format!("NodeClaim {} ({instance}{})", claim.name, waits(claim))
+    };
+    let object = |kind: &str, object: &Object| format!("{kind} {}{}", object.name, waits(object));
     let parts: Vec<String> = claims
         .iter()
         .map(claim)
-        .chain(pools.iter().map(|pool| format!("NodePool {}", pool.name)))
-        .chain(instances.iter().map(|one| format!("instance {} ({})", one.id, one.state)))
-        .chain(classes.iter().map(|class| format!("EC2NodeClass {}", class.name)))
+        .chain(pools.iter().map(|pool| object("NodePool", pool)))
+        .chain(instances.iter().map(|one| format!("instance {} ({})", one.name, one.state)))
+        .chain(classes.iter().map(|class| object("EC2NodeClass", class)))
         .collect();
     let whom = if *controller { "" } else { "; no Karpenter controller is ready" };
     (!parts.is_empty()).then(|| format!("still there: {}{whom}", parts.join(", ")))
@@ -225,6 +238,7 @@ fn object(json: &Value) -> Object {
         deleting: metadata["deletionTimestamp"].is_string(),
         instance: provider.filter(|id| !id.is_empty()).map(str::to_owned),
         forced: metadata["annotations"][TERMINATION_TIME].is_string(),
+        finalizers: cluster::finalizers(json),
     }
 }
 
@@ -233,11 +247,11 @@ mod tests {
     use super::*;
 
     fn claim(name: &str, deleting: bool, instance: Option<&str>) -> Object {
-        Object { name: name.into(), deleting, instance: instance.map(str::to_owned), forced: false }
+        Object { name: name.into(), deleting, instance: instance.map(str::to_owned), ..Object::default() }
     }
 
-    fn instance(id: &str, state: &str) -> Instance {
-        Instance { id: id.into(), state: state.into(), ..Instance::default() }
+    fn instance(id: &str, state: &str) -> Resource {
+        Resource::new(slipway_statemachine::Kind::Instance, id, id).in_state(state)
     }
 
     fn busy(controller: bool) -> Observed {
@@ -301,6 +315,11 @@ mod tests {
     fn whoever_watches_hears_what_is_left_and_who_is_missing() {
         let left = left(&busy(false)).unwrap_or_default();
         assert!(left.contains("NodeClaim a (i-a)") && left.contains("no Karpenter controller"), "{left}");
+        let mut stuck = busy(false);
+        stuck.instances.clear();
+        stuck.claims[0].finalizers = vec!["karpenter.sh/termination".to_owned()];
+        let left = super::left(&stuck).unwrap_or_default();
+        assert!(left.contains("NodeClaim a (its instance i-a is gone, waits for karpenter.sh/termination)"), "{left}");
         assert_eq!(super::left(&Observed::default()), None);
     }
 
@@ -310,6 +329,15 @@ mod tests {
             "metadata": { "name": "a", "deletionTimestamp": "2026-11-22T09:00:00Z", "annotations": { TERMINATION_TIME: "x" } },
             "status": { "providerID": "aws:///eu-west-1a/i-0123" },
         }));
-        assert_eq!(read, Object { name: "a".into(), deleting: true, instance: Some("i-0123".into()), forced: true });
+        assert_eq!(
+            read,
+            Object {
+                name: "a".into(),
+                deleting: true,
+                instance: Some("i-0123".into()),
+                forced: true,
+                ..Object::default()
+            }
+        );
     }
 }

@@ -187,10 +187,10 @@ fn is_leaving(finding: &Finding) -> bool {
 /// See [`permit`]; `LeaseHeld` while a run is at work on the cluster that was named.
 pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepError> {
     let request = input.request;
-    let scope = audit::scope(cx, request.name.as_deref(), request.all).await?;
-    let (Scope::Cluster(ClusterKey { account, .. }) | Scope::Account { account, .. }) = &scope;
+    let scope = audit::scope(cx, request.name.as_deref(), request.all, false).await?;
+    let (Scope::Cluster(ClusterKey { account, .. }, _) | Scope::Account { account, .. }) = &scope;
     permit(&request, account, &cx.settings.sweep_accounts)?;
-    if let Scope::Cluster(cluster) = &scope
+    if let Scope::Cluster(cluster, _) = &scope
         && let Some(holder) = cx.state.lease(cluster).await?.and_then(|lease| lease.holder)
     {
         let cause = format!("Run {} of {} is at work on {}.", holder.run, holder.execution, cluster.name);
@@ -220,8 +220,8 @@ async fn sweep(cx: &Context, scope: &Scope, plan: &[Finding]) -> Result<Progress
         let mut removed = 0;
         for finding in staying.into_iter().take(AT_ONCE) {
             free(cx, scope, finding).await?;
-            match remove(cx, finding).await {
-                Ok(()) => {
+            match remove(cx, finding.kind, &finding.arn, &finding.name).await {
+                Ok(_) => {
                     info!(arn = finding.arn, because = finding.because, "removed");
                     removed += 1;
                 }
@@ -243,7 +243,7 @@ async fn sweep(cx: &Context, scope: &Scope, plan: &[Finding]) -> Result<Progress
 /// Refuses to touch a cluster that a run is at work on: the last look before the act.
 async fn free(cx: &Context, scope: &Scope, finding: &Finding) -> Result<(), StepError> {
     let key = match (scope, &finding.cluster) {
-        (Scope::Cluster(cluster), _) => cluster.clone(),
+        (Scope::Cluster(cluster, _), _) => cluster.clone(),
         (Scope::Account { account, region, .. }, Some(name)) => {
             ClusterKey { account: account.clone(), region: region.clone(), name: name.clone() }
         }

@@ -344,7 +344,7 @@ fn a_teardown_goes_on_without_an_api_server() {
     let kubernetes = ["release-workloads", "drain-capacity", "uninstall-karpenter"];
     for stuck in kubernetes {
         let (simulated, calls) = run(&named("teardown"), 5, move |step, payload, _| {
-            if step == stuck {
+            if step == stuck && payload.get("endpoint").is_some() {
                 return Err(failure("ClusterUnreachable", "Reading pods did not get through to https://x."));
             }
             Ok(samples::answer(step, payload))
@@ -363,7 +363,31 @@ fn a_teardown_goes_on_without_an_api_server() {
     });
     let output = simulated.result.unwrap();
     assert!(output["notes"][0].as_str().unwrap().contains("the control plane is absent"), "{output}");
-    assert!(calls.iter().all(|(step, ..)| !kubernetes.contains(&step.as_str())));
+    assert!(
+        calls.iter().all(|(step, payload, _)| !kubernetes.contains(&step.as_str()) || payload["endpoint"].is_null())
+    );
+}
+
+/// Nobody says that load balancers and volumes may go: without an API server AWS is asked what is left of them, and
+/// nothing is deleted before.
+#[test]
+fn a_teardown_asks_aws_what_workloads_hold_where_no_api_server_tells() {
+    for unreachable in ["open-teardown", "release-workloads", "drain-capacity", "uninstall-karpenter"] {
+        let (simulated, calls) = run(&named("teardown"), 5, move |step, payload, _| {
+            let mut answer = samples::answer(step, payload);
+            match step {
+                "open-teardown" if step == unreachable => answer["found"] = json!({ "detail": "absent" }),
+                "release-workloads" if payload.get("endpoint").is_none() => {
+                    return Err(failure("WorkloadsHoldResources", "Workloads left in AWS: load-balancer a1."));
+                }
+                _ if step == unreachable => return Err(failure("ClusterUnreachable", "It did not answer.")),
+                _ => {}
+            }
+            Ok(answer)
+        });
+        assert_eq!(simulated.result.unwrap_err().error, "WorkloadsHoldResources");
+        assert!(calls.iter().all(|(step, ..)| !step.starts_with("delete-") && step != "terminate-instances"));
+    }
 }
 
 /// Whatever else happens: roles outlive the control plane that needs them, and nothing is deleted from a cluster whose
