@@ -101,6 +101,9 @@ enum Command {
         /// Load balancers and volumes that workloads hold go, too; without it they end the teardown
         #[arg(long)]
         workloads: bool,
+        /// The control plane's log group goes, too
+        #[arg(long)]
+        log_group: bool,
         /// How many times faster than on AWS waits pass there (the local cloud's --speed)
         #[arg(long)]
         speed: Option<f64>,
@@ -146,7 +149,10 @@ async fn run(command: Command, out: &mut impl Write) -> anyhow::Result<bool> {
             timeline(&clients, &progress, speed, out).await?;
             Ok(progress.end.is_none() || progress.succeeded())
         }
-        Command::Audit { name, all, keep_network } => audit(&clients, name.as_deref(), all, !keep_network, out).await,
+        Command::Audit { name, all, keep_network } => {
+            let wishes = json!({ "all": all, "network": fate(!keep_network) });
+            audit(&clients, name.as_deref(), wishes, out).await
+        }
         Command::Sweep { name, all, keep_network, remove, account, name_pattern, arns } => {
             let input = json!({
                 "dryRun": !remove, "account": account, "namePattern": name_pattern, "arns": arns, "name": name,
@@ -155,7 +161,7 @@ async fn run(command: Command, out: &mut impl Write) -> anyhow::Result<bool> {
             findings::sweep(out, &Sweep::read(clients.ask("slipway-sweep", &input).await?)?)?;
             Ok(true)
         }
-        Command::Down { name, spec, network, workloads, speed } => {
+        Command::Down { name, spec, network, workloads, log_group, speed } => {
             let name = match (name, spec) {
                 (Some(name), _) => name,
                 (None, spec) => {
@@ -164,26 +170,25 @@ async fn run(command: Command, out: &mut impl Write) -> anyhow::Result<bool> {
                 }
             };
             let workloads = if workloads { "delete" } else { "refuse" };
-            let input = json!({ "name": name, "network": fate(network), "workloads": workloads });
+            let input = json!({
+                "name": name, "network": fate(network), "workloads": workloads, "logGroup": fate(log_group),
+            });
             let execution_arn = clients.start(&clients.machine("slipway-teardown").await?, &input).await?;
             writeln!(out, "started {execution_arn}")?;
             let progress = watch(&clients, &execution_arn).await?;
             timeline(&clients, &progress, speed, out).await?;
             report::ending(out, &progress)?;
-            Ok(audit(&clients, Some(&name), false, network, out).await? && progress.succeeded())
+            // What was to stay is no finding.
+            let wishes = json!({ "network": fate(network), "logGroup": fate(log_group) });
+            Ok(audit(&clients, Some(&name), wishes, out).await? && progress.succeeded())
         }
     }
 }
 
 /// Prints an audit; whether nothing is left.
-async fn audit(
-    clients: &Clients,
-    name: Option<&str>,
-    all: bool,
-    network: bool,
-    out: &mut impl Write,
-) -> anyhow::Result<bool> {
-    let input = json!({ "name": name, "all": all, "network": fate(network) });
+async fn audit(clients: &Clients, name: Option<&str>, wishes: Value, out: &mut impl Write) -> anyhow::Result<bool> {
+    let mut input = wishes;
+    input["name"] = json!(name);
     let found = Audit::read(clients.ask("slipway-audit", &input).await?)?;
     findings::audit(out, name.unwrap_or("the account"), &found)?;
     Ok(found.total == 0)
