@@ -1,6 +1,6 @@
 //! What every step is handed: clients, state table, settings.
 
-use std::env;
+use std::{collections::BTreeMap, env};
 
 use slipway_statemachine::{ErrorName, StepError};
 use time::Duration;
@@ -45,6 +45,10 @@ pub struct Settings {
     pub lease_grace: Duration,
     /// `SLIPWAY_SWEEP_ACCOUNTS`: the accounts that a sweep may remove anything from, separated by commas; none if unset.
     pub sweep_accounts: Vec<String>,
+    /// `SLIPWAY_STEP_ROLES`: the ARNs of the steps' roles that preflight asks about, as `step=arn`, separated by commas.
+    pub step_roles: BTreeMap<String, String>,
+    /// `SLIPWAY_PERMISSIONS_CHECK` is `warn`: what IAM's policy simulator says is no reason to end a run.
+    pub permissions_warn: bool,
 }
 
 impl Settings {
@@ -62,13 +66,19 @@ impl Settings {
             lease_grace: read("SLIPWAY_LEASE_GRACE_SECONDS")?.parse().map(Duration::seconds).map_err(|_| {
                 StepError::new(ErrorName::Internal, "SLIPWAY_LEASE_GRACE_SECONDS is not a whole number of seconds.")
             })?,
-            sweep_accounts: env::var("SLIPWAY_SWEEP_ACCOUNTS")
-                .unwrap_or_default()
-                .split(',')
-                .map(str::trim)
-                .filter(|account| !account.is_empty())
-                .map(str::to_owned)
+            sweep_accounts: listed("SLIPWAY_SWEEP_ACCOUNTS"),
+            step_roles: listed("SLIPWAY_STEP_ROLES")
+                .iter()
+                .filter_map(|pair| pair.split_once('='))
+                .map(|(step, arn)| (step.to_owned(), arn.to_owned()))
                 .collect(),
+            permissions_warn: env::var("SLIPWAY_PERMISSIONS_CHECK").is_ok_and(|check| check == "warn"),
         })
     }
+}
+
+/// What an environment variable lists, separated by commas; nothing if it is not set.
+fn listed(name: &str) -> Vec<String> {
+    let listed = env::var(name).unwrap_or_default();
+    listed.split(',').map(str::trim).filter(|one| !one.is_empty()).map(str::to_owned).collect()
 }

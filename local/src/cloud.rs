@@ -418,6 +418,12 @@ impl Cloud {
         capacity::write(&self.dir, shortages).context("say what EC2 is out of")
     }
 
+    /// From now on, the account is in an organization with these service control policies beside `FullAWSAccess`; of
+    /// none, it is in no organization.
+    pub fn organize(&self, policies: Vec<serde_json::Value>) {
+        self.gateway.organize(policies);
+    }
+
     /// The cloud's folder.
     #[must_use]
     pub fn dir(&self) -> &Path {

@@ -89,8 +89,36 @@ async fn a_bad_spec_ends_before_anything_is_made() {
         }
     }
     assert_eq!(wrong, Vec::<String>::new());
+    what_an_organization_forbids_is_told_at_once(&deployed).await;
     assert_eq!(mutations(&deployed, before), Vec::<String>::new());
     deployed.cloud.stop().await;
+}
+
+/// Policies of an organization that deny what the run needs minutes later, and some that let it pass.
+async fn what_an_organization_forbids_is_told_at_once(deployed: &Deployed) {
+    let deny = |actions: Value, condition: Value| json!({"Effect": "Deny", "Action": actions, "Resource": "*", "Condition": condition});
+    deployed.cloud.organize(vec![json!({"Version": "2012-10-17", "Statement": [
+        deny(json!(["ec2:CreateVpc", "ec2:RunInstances", "eks:CreateNodegroup", "iam:CreateRole"]), json!({})),
+        deny(json!("eks:CreateCluster"), json!({"Null": {"aws:RequestTag/cost": "true"}})),
+        deny(json!("sqs:CreateQueue"), json!({"Null": {"aws:RequestTag/team": "true"}})),
+        deny(json!("*"), json!({"StringNotEquals": {"aws:RequestedRegion": ["eu-west-1", "us-east-1"]}})),
+        deny(json!("eks:CreateAddon"), json!({"ArnNotLike": {"aws:PrincipalArn": "arn:aws:iam::*:role/slipway-*"}})),
+    ]})]);
+    let ended = deployed.provision(&json!({"name": "forbidden", "tags": {"team": "shop"}})).await.unwrap();
+    assert_eq!((ended.status.as_str(), ended.error.as_str()), ("FAILED", "PreflightFailed"), "{}", ended.cause);
+    let denied = "(permissions): A service control policy of the organization denies";
+    for told in [
+        format!("network.create {denied} ec2:CreateVpc to the role of slipway-ensure-network."),
+        format!("account {denied} iam:CreateRole to the role of slipway-ensure-cluster-roles."),
+        format!("name {denied} eks:CreateCluster to the role of slipway-create-cluster."),
+        format!("core {denied} eks:CreateNodegroup to the role of slipway-ensure-node-group."),
+        format!("karpenter {denied} iam:CreateRole to the role of slipway-bind-identity."),
+        format!("nodePools {denied} ec2:RunInstances to Karpenter."),
+    ] {
+        assert!(ended.cause.contains(&told), "{told} is not in: {}", ended.cause);
+    }
+    assert_eq!(ended.cause.matches("(permissions)").count(), 6, "{}", ended.cause);
+    deployed.cloud.organize(Vec::new());
 }
 
 fn mutations(deployed: &Deployed, since: u64) -> Vec<String> {

@@ -28,6 +28,7 @@ use crate::{
     cluster::chart,
 };
 
+mod permissions;
 mod quotas;
 
 /// Looks before anything is made.
@@ -129,6 +130,8 @@ struct Observed {
     /// Of an existing network.
     network: Option<Network>,
     room: quotas::Room,
+    /// What the steps will not be let.
+    refused: Vec<permissions::Refused>,
     /// Whether the chart is where the spec says.
     chart: Option<Result<(), StepError>>,
 }
@@ -233,6 +236,7 @@ fn decide(cluster: &ClusterKey, spec: &ClusterSpec, seen: &Observed, findings: &
     check_policies(cluster, findings);
     check_chart(seen, findings);
     quotas::check(spec, seen, findings);
+    permissions::check(seen, findings);
     zones(cluster, spec, seen, findings)
 }
 
@@ -463,7 +467,7 @@ pub(super) async fn look(
     spec: &ClusterSpec,
 ) -> Result<(Vec<String>, Findings), StepError> {
     let mut findings = Findings::default();
-    // Boxed: thirty calls side by side are 60 KB.
+    // Boxed: forty calls side by side are 60 KB and more.
     let seen = Box::pin(observe(cx, cluster, spec, &mut findings)).await?;
     let zones = decide(cluster, spec, &seen, &mut findings);
     Ok((zones, findings))
@@ -489,7 +493,14 @@ async fn observe(
         tokio::join!(versions(cx), there_cluster(cx, cluster), stack, network)
     };
     let chart = chart::reachable(&spec.karpenter.chart, &spec.karpenter.version);
-    let (places, there, room, chart) = tokio::join!(places, there, quotas::look(cx), chart);
+    let (places, there, account, chart) = tokio::join!(
+        places,
+        there,
+        async { tokio::join!(quotas::look(cx), permissions::look(cx, cluster, spec)) },
+        chart
+    );
+    let (room, permissions) = account;
+    let severity = if cx.settings.permissions_warn { Severity::Warning } else { Severity::Error };
     Ok(Observed {
         zones: findings.seen(places.0)?,
         offerings: findings.seen(places.1)?,
@@ -499,6 +510,7 @@ async fn observe(
         stack: findings.seen(there.2)?.into(),
         network: findings.seen(there.3)?,
         room: room.told(findings)?,
+        refused: permissions::told(permissions, severity, findings)?,
         chart: Some(chart),
     })
 }
@@ -656,6 +668,7 @@ mod tests {
             stack: There::No,
             network: Some(Network::default()),
             room: quotas::tests::just_enough(),
+            refused: Vec::new(),
             chart: Some(Ok(())),
         }
     }
@@ -727,6 +740,7 @@ mod tests {
         seen.room.set("Clusters", 100, 100.0);
         seen.room.set("Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances", 0, 1.0);
         seen.chart = Some(Err(StepError::new(ErrorName::ChartNotFound, "The registry has no such chart.")));
+        seen.refused = vec![permissions::tests::refused("wait-oidc")];
         let more = json!({
             "version": "1.31", "karpenter": {"version": "1.0.0"}, "core": {"instanceTypes": ["t4g.medium", "z9.huge"]},
             "network": {"create": {"zones": 3, "nat": "perZone"}}, "access": {"endpoint": {"cidrs": ["198.51.100.0/24"]}},
@@ -743,6 +757,7 @@ mod tests {
                 "network.create.nat",
                 "name",
                 "core.size",
+                "account",
             ]
         );
     }
@@ -800,5 +815,8 @@ mod tests {
         let mut findings = Findings::default();
         check_policies(&ClusterKey { name: "n".repeat(100), ..cluster() }, &mut findings);
         assert!(findings.0.is_empty(), "{:#?}", findings.0);
+        // EKS takes no longer name; a policy that names the cluster more often would be found out here.
+        check_policies(&ClusterKey { name: "n".repeat(600), ..cluster() }, &mut findings);
+        assert!(findings.0.iter().any(|finding| finding.check == "policy size"), "{:#?}", findings.0);
     }
 }

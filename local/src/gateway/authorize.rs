@@ -1,7 +1,8 @@
-//! Whether a caller may: each permission that a call needs, judged by the role's policies, boundary and session.
+//! Whether a caller may: each permission that a call needs, judged by the organization's service control policies and by
+//! the role's policies, boundary and session.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -53,6 +54,8 @@ pub struct Use {
 /// The judge of calls by roles.
 pub struct Authorizer {
     roles: Arc<dyn RolePolicies>,
+    /// The organization's service control policies beside `FullAWSAccess`; none: the account is in no organization.
+    control: RwLock<Vec<Value>>,
     known: Mutex<Known>,
     used: Mutex<BTreeSet<Use>>,
 }
@@ -65,10 +68,12 @@ struct Known {
 }
 
 /// What a role may.
-struct Role {
-    policies: Vec<Value>,
-    boundary: Option<Value>,
-    tags: BTreeMap<String, String>,
+pub(super) struct Role {
+    /// Whether anybody has the role.
+    pub(super) there: bool,
+    pub(super) policies: Vec<Value>,
+    pub(super) boundary: Option<Value>,
+    pub(super) tags: BTreeMap<String, String>,
 }
 
 /// Roles also change behind the gateway (stacks of the emulator make them); this old, they are asked for again.
@@ -78,13 +83,23 @@ impl Authorizer {
     /// A judge who asks `roles`.
     #[must_use]
     pub fn new(roles: Arc<dyn RolePolicies>) -> Self {
-        Self { roles, known: Mutex::default(), used: Mutex::default() }
+        Self { roles, control: RwLock::default(), known: Mutex::default(), used: Mutex::default() }
     }
 
     /// What let roles do what they did so far.
     #[must_use]
     pub fn used(&self) -> BTreeSet<Use> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on, the account is in an organization with these service control policies beside `FullAWSAccess`.
+    pub(super) fn control(&self, policies: Vec<Value>) {
+        *self.control.write().unwrap_or_else(PoisonError::into_inner) = policies;
+    }
+
+    /// The service control policies.
+    pub(super) fn controlling(&self) -> Vec<Value> {
+        self.control.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Judges one call. Services act for themselves and administrators may everything; who has a role may what that,
@@ -119,7 +134,9 @@ impl Authorizer {
         lookup: &Lookup<'_>,
     ) -> Result<(), AwsError> {
         let session = call.principal.session_policies.iter().flat_map(|policies| policies.iter().cloned());
-        let all: Vec<Value> = role.policies.iter().cloned().chain(role.boundary.clone()).chain(session).collect();
+        let control = self.controlling();
+        let own = role.policies.iter().chain(&role.boundary).chain(&control).cloned();
+        let all: Vec<Value> = own.chain(session).collect();
         let mut question = Question {
             action: permission.action.clone(),
             resource: permission.resource.clone(),
@@ -147,6 +164,7 @@ impl Authorizer {
         }
         let (decision, by) = decide_by(&role.policies, &question);
         let reason = match decision {
+            _ if decide(&control, &question) == Decision::Deny => Some(Reason::Organization),
             Decision::Deny => Some(Reason::ExplicitDeny),
             // STS knows whether the other role trusts this one by name, which is enough within an account. EC2 looks
             // for a thing before it looks at its tags: of what is not there it says so.
@@ -184,7 +202,7 @@ impl Authorizer {
     }
 
     /// What a role may; a role that nobody has may nothing.
-    async fn role(&self, role_arn: &str) -> Arc<Role> {
+    pub(super) async fn role(&self, role_arn: &str) -> Arc<Role> {
         let generation = {
             let known = self.known();
             if let Some((asked, role)) = known.roles.get(role_arn)
@@ -194,8 +212,10 @@ impl Authorizer {
             }
             known.generation
         };
+        let policies = self.roles.policies(role_arn).await;
         let role = Arc::new(Role {
-            policies: self.roles.policies(role_arn).await.unwrap_or_default(),
+            there: policies.is_some(),
+            policies: policies.unwrap_or_default(),
             boundary: self.roles.boundary(role_arn).await,
             tags: self.roles.tags(role_arn).await,
         });
@@ -253,6 +273,27 @@ mod tests {
         async fn boundary(&self, _role_arn: &str) -> Option<Value> {
             self.boundary.clone()
         }
+    }
+
+    #[tokio::test]
+    async fn what_an_organization_denies_no_role_may_not_even_by_a_dry_run() {
+        let all = json!([{"Effect": "Allow", "Action": "*", "Resource": "*"}]);
+        let (authorizer, routes) = (allowing(&all), Routes::default());
+        authorizer.control(vec![json!({"Statement": [
+            {"Effect": "Deny", "Action": "ec2:CreateVpc", "Resource": "*"},
+            {"Effect": "Deny", "NotAction": "iam:*", "Resource": "*",
+                "Condition": {"StringNotEquals": {"aws:RequestedRegion": ["eu-west-1", "eu-central-1"]}}},
+        ]})]);
+        let refusal = refused(&authorizer, &call("ec2", "CreateVpc", "DryRun=true"), &routes).await.unwrap();
+        assert_eq!((refusal.status, refusal.code.as_str()), (403, "UnauthorizedOperation"));
+        assert!(refusal.message.ends_with("with an explicit deny in a service control policy."), "{refusal}");
+        let mut look = call("ec2", "DescribeVpcs", "");
+        assert_eq!(refused(&authorizer, &look, &routes).await, None);
+        "us-east-1".clone_into(&mut look.region);
+        assert!(refused(&authorizer, &look, &routes).await.is_some());
+        // Services' own roles are outside of an organization's reach.
+        look.principal = Principal::service("eks.amazonaws.com", "111122223333");
+        assert_eq!(refused(&authorizer, &look, &routes).await, None);
     }
 
     /// A service that answers one text to everything.

@@ -6,6 +6,8 @@ use super::permissions::{Permission, prefix};
 /// Why a call is denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reason {
+    /// A service control policy of the organization denies it.
+    Organization,
     /// A statement of an identity policy denies it.
     ExplicitDeny,
     /// No identity policy allows it.
@@ -19,6 +21,7 @@ pub(super) enum Reason {
 impl Reason {
     fn words(self, action: &str) -> String {
         match self {
+            Self::Organization => "with an explicit deny in a service control policy".to_owned(),
             Self::ExplicitDeny => "with an explicit deny in an identity-based policy".to_owned(),
             Self::Identity => format!("because no identity-based policy allows the {action} action"),
             Self::Boundary => format!("because no permissions boundary allows the {action} action"),

@@ -31,6 +31,7 @@ pub mod policy;
 mod presigned;
 pub mod record;
 pub mod route;
+mod simulate;
 pub mod wire;
 
 /// The connection that a request came by: the caller's address and port. A host behind a balancer keeps its
@@ -63,6 +64,14 @@ impl Gateway {
     pub fn authorize_by(&self, authorizer: Authorizer) {
         // A second authorizer would be a second opinion; the first stays.
         let _ = self.authorizer.set(authorizer);
+    }
+
+    /// From now on, the account is in an organization with these service control policies beside `FullAWSAccess`. They
+    /// bind its roles.
+    pub fn organize(&self, policies: Vec<serde_json::Value>) {
+        if let Some(authorizer) = self.authorizer.get() {
+            authorizer.control(policies);
+        }
     }
 
     /// What let roles do what they did so far.
@@ -196,6 +205,14 @@ impl Dispatch for Gateway {
         if let Some(refusal) = self.faults.strike(&call) {
             let answer = wire::refuse(&call, &refusal);
             self.record.close(entry, &answer, Some(&refusal.code));
+            return answer;
+        }
+        if let Some(authorizer) = self.authorizer.get().filter(|_| simulate::is_asked(&call)) {
+            let answer = match authorizer.simulate(&call).await {
+                Ok(result) => wire::query_answer(&call, &result),
+                Err(refusal) => wire::refuse(&call, &refusal),
+            };
+            self.record.close(entry, &answer, None);
             return answer;
         }
         let changing = self.authorizer.get().map(|authorizer| (authorizer, call.clone()));

@@ -1,7 +1,7 @@
 //! What IAM policy documents say to a request. Conditions and wildcards are iam-rs's; principals are ours, because
 //! a trust policy's principal may be an account, a role behind a session, a service or an identity provider.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use iam_rs::{
     Arn, Context, ContextValue, Decision as Verdict, EvaluationOptions, IAMPolicy, IAMRequest, PolicyEvaluator,
@@ -65,6 +65,20 @@ pub fn asks_for(documents: &[Value], action: &str, part: &str) -> bool {
         let asked = format!("{}{}", statement["Condition"], statement["Resource"]);
         asked.to_lowercase().contains(part)
     })
+}
+
+/// The condition keys that statements about an action ask for, and that a question does not have.
+#[must_use]
+pub fn missing_keys(documents: &[Value], question: &Question) -> BTreeSet<String> {
+    let speaking = documents.iter().flat_map(statements).filter(|statement| speaks_of(statement, &question.action));
+    let asked = speaking.flat_map(|statement| {
+        let operators = statement["Condition"].as_object().into_iter().flatten();
+        operators
+            .flat_map(|(_, keys)| keys.as_object().into_iter().flatten())
+            .map(|(key, _)| key.clone())
+            .collect::<Vec<_>>()
+    });
+    asked.filter(|key| !question.context.keys().any(|given| given.eq_ignore_ascii_case(key))).collect()
 }
 
 /// A document's statements, one or many.

@@ -288,7 +288,9 @@ pub(super) mod tests {
 
     #[test]
     fn each_quota_that_one_more_cluster_would_pass_is_named() {
-        for (quota, used) in [(PROVIDERS, 100), (ROLES, 997), (POLICIES, 1495), (PROFILES, 999), (RULES, 296)] {
+        let regional = [(VPCS, 5), (GATEWAYS, 5), (ADDRESSES, 5), (CLUSTERS, 100), (RULES, 296)];
+        let global = [(PROVIDERS, 100), (ROLES, 997), (POLICIES, 1495), (PROFILES, 999)];
+        for (quota, used) in regional.into_iter().chain(global) {
             let mut room = just_enough();
             room.set(quota.name, used, quota.default);
             let found = found(json!({}), room);
