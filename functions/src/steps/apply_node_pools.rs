@@ -136,11 +136,8 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
     for manifest in manifests(&input) {
         applied.push(cluster.apply(&manifest).await?);
     }
-    for pool in cluster.list(NODE_POOL, None, &format!("{POOL_LABEL}={POOL_LABEL_VALUE}")).await? {
-        let name = pool["metadata"]["name"].as_str().unwrap_or_default();
-        if !input.node_pools.iter().any(|wanted| wanted.name == name) {
-            cluster.delete(NODE_POOL, "", name, None).await?;
-        }
+    for name in dismissed(&cluster, &input).await? {
+        cluster.delete(NODE_POOL, "", &name, None).await?;
     }
     match decide(&input, &applied)? {
         Action::Done(output) => Ok(Progress::done(output)),
@@ -154,12 +151,33 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
     }
 }
 
+/// The pools of ours that the spec no longer has, but for those that are on their way out.
+async fn dismissed(cluster: &Cluster, input: &Input) -> Result<Vec<String>, StepError> {
+    let ours = cluster.list(NODE_POOL, None, &format!("{POOL_LABEL}={POOL_LABEL_VALUE}")).await?;
+    Ok(no_longer_named(input, &ours))
+}
+
+fn no_longer_named(input: &Input, ours: &[Value]) -> Vec<String> {
+    let staying = ours.iter().filter(|pool| pool["metadata"]["deletionTimestamp"].is_null());
+    let names = staying.filter_map(|pool| pool["metadata"]["name"].as_str());
+    names.filter(|name| input.node_pools.iter().all(|wanted| wanted.name != *name)).map(str::to_owned).collect()
+}
+
 /// What would become of class and pools.
 ///
 /// # Errors
 /// As [`run`].
 pub(crate) async fn plan(cluster: Option<&Cluster>, input: &Input) -> Result<Vec<Planned>, StepError> {
-    cluster::plan(cluster, &manifests(input)).await
+    let mut planned = cluster::plan(cluster, &manifests(input)).await?;
+    // Before Karpenter is installed the API server knows no pools.
+    if let Some(cluster) = cluster
+        && cluster.api_versions().await?.contains(NODE_POOL.0)
+    {
+        let dismissed = dismissed(cluster, input).await?.into_iter();
+        let deleted = |name: String| Planned::delete("Kubernetes NodePool", &name, "the spec no longer names it");
+        planned.extend(dismissed.map(deleted));
+    }
+    Ok(planned)
 }
 
 #[cfg(test)]
@@ -189,6 +207,13 @@ mod tests {
         let kinds: Vec<_> = manifests.iter().map(|one| one["kind"].as_str().unwrap()).collect();
         assert_eq!(kinds, ["EC2NodeClass", "NodePool", "NodePool"]);
         assert_eq!(manifests[0]["spec"]["tags"], json!({ "team": "platform", "slipway:cluster": "demo" }));
+    }
+
+    #[test]
+    fn a_pool_that_the_spec_no_longer_names_goes_once() {
+        let pool = |name: &str, leaving: Value| json!({"metadata": {"name": name, "deletionTimestamp": leaving}});
+        let ours = [pool("x86", Value::Null), pool("gpu", Value::Null), pool("old", json!("2026-11-22T09:00:00Z"))];
+        assert_eq!(no_longer_named(&input(), &ours), ["gpu"]);
     }
 
     fn observed(ready: [bool; 3]) -> Vec<Value> {
