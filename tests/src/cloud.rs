@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_credential_types::Credentials;
+use aws_sdk_sfn::types::HistoryEvent;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 use slipway_local::cloud::{ACCOUNT, Cloud, CloudConfig, Kubernetes, REGION};
@@ -37,6 +38,15 @@ pub struct Ended {
     pub output: Value,
     /// From start to end.
     pub took: Duration,
+}
+
+/// What the machine gave a step.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// `ensure-addons`
+    pub step: String,
+    /// Its input.
+    pub payload: Value,
 }
 
 impl Deployed {
@@ -167,6 +177,37 @@ impl Deployed {
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
         bail!("the execution did not end within five minutes")
+    }
+
+    /// What the machine gave each step in an execution, in order; more than once where a step has several phases.
+    ///
+    /// # Errors
+    /// What Step Functions refused.
+    pub async fn payloads(&self, execution: &str) -> anyhow::Result<Vec<Asked>> {
+        let mut payloads: Vec<Asked> = Vec::new();
+        for event in self.history(execution).await? {
+            let Some(scheduled) = event.task_scheduled_event_details else { continue };
+            let parameters: Value = serde_json::from_str(&scheduled.parameters)?;
+            let function = parameters["FunctionName"].as_str().context("a task has a function")?;
+            let name = function.trim_end_matches(":live").rsplit(':').next().unwrap_or_default();
+            let step = name.trim_start_matches("slipway-").to_owned();
+            let payload = parameters["Payload"].clone();
+            // Of a step that is asked again, the first asking: later ones carry what was found.
+            if payloads.iter().all(|asked| asked.step != step || asked.payload["phase"] != payload["phase"]) {
+                payloads.push(Asked { step, payload });
+            }
+        }
+        Ok(payloads)
+    }
+
+    /// The events of an execution, from its start.
+    ///
+    /// # Errors
+    /// What Step Functions refused.
+    pub async fn history(&self, execution: &str) -> anyhow::Result<Vec<HistoryEvent>> {
+        let states = aws_sdk_sfn::Client::new(&self.config);
+        let events = states.get_execution_history().execution_arn(execution).into_paginator().items().send();
+        Ok(events.collect::<Result<Vec<_>, _>>().await?)
     }
 
     /// Invokes a step's deployed function once, as the machine does: its answer, or its error's name and cause.

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use kube::api::{Api, DeleteParams, ListParams};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use slipway_karpenter::diagnosis::redact;
 use slipway_local::cloud::{ACCOUNT, Kubernetes, REGION};
 use slipway_local::propagation::Propagation;
@@ -76,7 +76,10 @@ impl Workbench {
         let execution = deployed.start_machine("slipway-provision", &spec).await?;
         let ended = deployed.end(&execution).await?;
         anyhow::ensure!(ended.status == "SUCCEEDED", "{}: {}", ended.error, ended.cause);
-        let mut payloads = payloads(&deployed, &execution).await?;
+        let mut payloads = BTreeMap::new();
+        for asked in deployed.payloads(&execution).await? {
+            payloads.entry(asked.step).or_insert(asked.payload);
+        }
         let execution = format!("arn:aws:states:{REGION}:{ACCOUNT}:execution:slipway-provision:by-hand");
         let open = json!({ "execution": { "arn": execution, "startedAt": "2026-11-22T09:00:00Z" }, "spec": spec });
         let opened = deployed
@@ -342,21 +345,4 @@ fn gone(deleted: kube::Result<()>) -> anyhow::Result<()> {
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
         other => Ok(other?),
     }
-}
-
-/// What each step was given by the machine, from the execution's history.
-async fn payloads(deployed: &Deployed, execution: &str) -> anyhow::Result<BTreeMap<String, Value>> {
-    let states = aws_sdk_sfn::Client::new(&deployed.config);
-    let mut events = states.get_execution_history().execution_arn(execution).into_paginator().items().send();
-    let mut payloads = BTreeMap::new();
-    while let Some(event) = events.next().await {
-        let Some(scheduled) = event?.task_scheduled_event_details else { continue };
-        let parameters: Map<String, Value> = serde_json::from_str(&scheduled.parameters)?;
-        let function = parameters.get("FunctionName").and_then(Value::as_str).context("a task has a function")?;
-        let name = function.trim_end_matches(":live").rsplit(':').next().unwrap_or_default();
-        let step = name.trim_start_matches("slipway-").to_owned();
-        // Of a step that is asked again, the first asking: later ones carry what was found.
-        payloads.entry(step).or_insert_with(|| parameters.get("Payload").cloned().unwrap_or_default());
-    }
-    Ok(payloads)
 }

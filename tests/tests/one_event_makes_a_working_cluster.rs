@@ -1,13 +1,17 @@
 //! The main job, end to end, on real parts: from StartExecution to a cluster whose Karpenter launches nodes.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use slipway_cli::{cost::RunCost, history::Event, progress::Progress};
 use slipway_local::cloud::Kubernetes;
 use slipway_local::gateway::record::Entry;
-use slipway_tests::{account, cloud::Deployed, heard::Listener, privileges};
+use slipway_statemachine::prices::Prices;
+use slipway_tests::cloud::{Asked, Deployed};
+use slipway_tests::{account, heard::Listener, privileges, repository};
 
 fn spec() -> Value {
     serde_json::from_str(include_str!("../../examples/innovate-dev.json")).unwrap()
@@ -28,27 +32,83 @@ async fn one_event_makes_a_working_cluster() {
     the_table_remembers_the_run(&deployed).await;
     let ready = listener.next("Cluster Ready").await.unwrap();
     assert_eq!(ready["detail"]["cluster"]["name"], "innovate-dev", "{ready}");
-    a_second_run_changes_nothing(&deployed, ended.took).await;
+    let second = a_second_run_changes_nothing(&deployed, ended.took).await;
+    each_step_run_twice_changes_nothing(&deployed, &second).await;
     a_plan_of_what_is_there_keeps_it(&deployed).await;
     a_changed_spec_converges_in_place(&deployed).await;
-    what_the_spec_no_longer_names_goes(&deployed).await;
     what_eks_cannot_change_is_refused_before_anything_is_touched(&deployed).await;
+    what_bears_no_tag_is_taken_over_only_when_asked(&deployed).await;
     nobody_was_denied_anything(&deployed);
     privileges::compare(&deployed, "provision").unwrap();
 
-    the_cluster_is_taken_away(&deployed, &before).await;
+    the_cluster_is_taken_away(&deployed, &before, &listener).await;
+    what_is_gone_may_be_taken_away_again(&deployed).await;
     nobody_was_denied_anything(&deployed);
     deployed.cloud.stop().await;
 }
 
-async fn a_second_run_changes_nothing(deployed: &Deployed, first: Duration) {
-    let calls = deployed.last_call();
-    let objects = deployed.kubernetes_mutations("innovate-dev").unwrap().len();
-    let ended = deployed.provision(&spec()).await.unwrap();
+/// Answers the execution.
+async fn a_second_run_changes_nothing(deployed: &Deployed, first: Duration) -> String {
+    let so_far = Changes::so_far(deployed);
+    let execution = deployed.start_machine("slipway-provision", &spec()).await.unwrap();
+    let ended = deployed.end(&execution).await.unwrap();
     assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
-    assert_eq!(changes(deployed, calls), Vec::<String>::new());
-    assert_eq!(deployed.kubernetes_mutations("innovate-dev").unwrap()[objects..], Vec::<String>::new());
+    assert_eq!(so_far.since(deployed), Vec::<String>::new());
     assert!(ended.took < first / 2, "the first run took {first:?}, the second {:?}", ended.took);
+    execution
+}
+
+/// Invokes every step of the machine twice in a row with what the machine gave it, in a run of one's own.
+async fn each_step_run_twice_changes_nothing(deployed: &Deployed, execution: &str) {
+    let mut asked = deployed.payloads(execution).await.unwrap();
+    let by_hand = json!("arn:aws:states:eu-west-1:111122223333:execution:slipway-provision:by-hand");
+    let opening = asked.iter_mut().find(|asked| asked.step == "open-run").unwrap();
+    opening.payload["execution"]["arn"] = by_hand;
+    let opened = deployed.invoke("open-run", &opening.payload).await.unwrap();
+    // The machine asks it only for pods that fail, of which there are none.
+    let mut healing = asked.iter().find(|asked| asked.step == "check-karpenter").unwrap().clone();
+    let fields = json!({"pods": [], "error": "IdentityNotBelieved", "cause": "None.", "heals": 0, "maxHeals": 5});
+    healing.payload.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    "heal-karpenter".clone_into(&mut healing.step);
+    asked.insert(asked.len() - 1, healing);
+    let steps: BTreeSet<&str> = asked.iter().map(|asked| asked.step.as_str()).collect();
+    assert!(steps.len() == 18 && asked.last().unwrap().step == "close-run", "{steps:?}");
+
+    let mut changed = Vec::new();
+    for Asked { step, mut payload } in asked {
+        if step != "open-run" {
+            payload["run"] = opened["run"].clone();
+        }
+        for time in ["first", "second"] {
+            let so_far = Changes::so_far(deployed);
+            let answer = deployed.invoke(&step, &payload).await;
+            let answer = answer.unwrap_or_else(|failure| panic!("{step}: {}: {}", failure.error, failure.cause));
+            // A first asking of the probe has no confirmations yet.
+            let waits = answer["done"] == false && step != "probe-identity";
+            assert!(!waits, "{step} waits for something: {answer}");
+            changed.extend(so_far.since(deployed).into_iter().map(|change| format!("{step}, {time} time: {change}")));
+        }
+    }
+    assert_eq!(changed, Vec::<String>::new());
+}
+
+/// What had been changed up to a moment.
+struct Changes {
+    calls: u64,
+    objects: usize,
+}
+
+impl Changes {
+    fn so_far(deployed: &Deployed) -> Self {
+        let objects = deployed.kubernetes_mutations("innovate-dev").unwrap().len();
+        Self { calls: deployed.last_call(), objects }
+    }
+
+    /// What was changed since, in AWS and in Kubernetes.
+    fn since(&self, deployed: &Deployed) -> Vec<String> {
+        let objects = deployed.kubernetes_mutations("innovate-dev").unwrap();
+        changes(deployed, self.calls).into_iter().chain(objects[self.objects..].iter().cloned()).collect()
+    }
 }
 
 fn changes(deployed: &Deployed, since: u64) -> Vec<String> {
@@ -56,21 +116,25 @@ fn changes(deployed: &Deployed, since: u64) -> Vec<String> {
     calls.map(|call| format!("{}:{} by {}", call.service, call.action, call.principal)).collect()
 }
 
-async fn a_plan_of_what_is_there_keeps_it(deployed: &Deployed) {
-    let calls = deployed.last_call();
-    let objects = deployed.kubernetes_mutations("innovate-dev").unwrap().len();
-    let mut asked = spec();
+/// What a provision of a spec would do; nothing is done.
+async fn planned(deployed: &Deployed, spec: &Value) -> Vec<Value> {
+    let so_far = Changes::so_far(deployed);
+    let mut asked = spec.clone();
     asked["mode"] = json!("plan");
     let ended = deployed.provision(&asked).await.unwrap();
     assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
-    let planned = ended.output["planned"].as_array().unwrap();
-    let others: Vec<_> = planned.iter().filter(|thing| thing["verb"] != "keep").collect();
-    assert!(planned.len() > 40 && others.is_empty(), "{} things, of which not kept: {others:#?}", planned.len());
-    assert_eq!(changes(deployed, calls), Vec::<String>::new());
-    assert_eq!(deployed.kubernetes_mutations("innovate-dev").unwrap()[objects..], Vec::<String>::new());
+    assert_eq!(ended.output["findings"], json!([]), "every step's role may what it will ask for");
+    assert_eq!(so_far.since(deployed), Vec::<String>::new());
+    ended.output["planned"].as_array().unwrap().clone()
 }
 
-async fn the_cluster_is_taken_away(deployed: &Deployed, before: &BTreeSet<String>) {
+async fn a_plan_of_what_is_there_keeps_it(deployed: &Deployed) {
+    let planned = planned(deployed, &spec()).await;
+    let others: Vec<_> = planned.iter().filter(|thing| thing["verb"] != "keep").collect();
+    assert!(planned.len() > 40 && others.is_empty(), "{} things, of which not kept: {others:#?}", planned.len());
+}
+
+async fn the_cluster_is_taken_away(deployed: &Deployed, before: &BTreeSet<String>, listener: &Listener) {
     let request = json!({ "name": "innovate-dev", "network": "delete", "liftDeletionProtection": true });
     let ended = deployed.run_machine("slipway-teardown", &request).await.unwrap();
     assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
@@ -79,16 +143,33 @@ async fn the_cluster_is_taken_away(deployed: &Deployed, before: &BTreeSet<String
     let left: Vec<_> = after.difference(before).collect();
     let lost: Vec<_> = before.difference(&after).collect();
     assert!(left.is_empty() && lost.is_empty(), "left: {left:#?}, lost: {lost:#?}");
+    let deleted = listener.next("Cluster Deleted").await.unwrap();
+    assert_eq!(deleted["detail"]["cluster"]["name"], "innovate-dev", "{deleted}");
 }
 
-/// The spec that the changed cluster has: logs, an admin more, other tags, another way to buy, a driver with a role.
+async fn what_is_gone_may_be_taken_away_again(deployed: &Deployed) {
+    let calls = deployed.last_call();
+    let request = json!({ "name": "innovate-dev", "network": "delete" });
+    let ended = deployed.run_machine("slipway-teardown", &request).await.unwrap();
+    assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
+    assert_eq!(changes(deployed, calls), Vec::<String>::new());
+}
+
+/// The spec that the changed cluster has: logs, an endpoint without its private half, an admin more, other tags, another
+/// way to buy, a driver with a role, another version of an add-on, another Karpenter with values.
 fn changed() -> Value {
     let mut spec = spec();
     spec["logging"] = json!(["audit", "api"]);
     spec["access"]["admins"] = json!(["arn:aws:iam::111122223333:user/admin", SECOND_ADMIN]);
     spec["tags"] = json!({"team": "shop", "environment": "dev", "cost": "7"});
     spec["nodePools"][1]["capacity"] = json!(["on-demand"]);
-    spec["addons"] = json!({"aws-ebs-csi-driver": {"identity": {"policyArns": []}}});
+    spec["access"]["endpoint"] = json!({"public": true, "private": false, "cidrs": ["0.0.0.0/0"]});
+    spec["addons"] = json!({
+        "aws-ebs-csi-driver": {"identity": {"policyArns": []}},
+        "coredns": {"version": "v1.12.4-eksbuild.1"},
+    });
+    spec["karpenter"]["version"] = json!("1.14.0");
+    spec["karpenter"]["values"] = json!({"podAnnotations": {"shop.example/owner": "platform"}});
     spec["deletionProtection"] = json!(true);
     spec
 }
@@ -116,6 +197,11 @@ async fn a_changed_spec_converges_in_place(deployed: &Deployed) {
     assert_eq!((tags["team"].as_str(), tags["cost"].as_str()), ("shop", "7"));
     assert_eq!(cluster.deletion_protection, Some(true));
     assert!(entries(deployed).await.contains(SECOND_ADMIN));
+    let network = cluster.resources_vpc_config.unwrap();
+    assert_eq!((network.endpoint_public_access, network.endpoint_private_access), (true, false));
+    let coredns = eks.describe_addon().cluster_name("innovate-dev").addon_name("coredns").send().await.unwrap();
+    assert_eq!(coredns.addon.unwrap().addon_version.unwrap(), "v1.12.4-eksbuild.1");
+    the_other_karpenter_is_ready(deployed).await;
 
     let addon = eks.describe_addon().cluster_name("innovate-dev").addon_name("aws-ebs-csi-driver").send().await;
     let association = addon.unwrap().addon.unwrap().pod_identity_associations.unwrap().remove(0);
@@ -132,19 +218,78 @@ async fn a_changed_spec_converges_in_place(deployed: &Deployed) {
     assert_eq!(capacity["values"], json!(["on-demand"]));
 }
 
+async fn the_other_karpenter_is_ready(deployed: &Deployed) {
+    let karpenter = ["get", "deployment", "karpenter", "--namespace", "karpenter"];
+    let karpenter = deployed.kubectl("innovate-dev", &karpenter).await.unwrap();
+    assert_eq!(karpenter["metadata"]["labels"]["app.kubernetes.io/version"], "1.14.0", "{karpenter}");
+    let (pods, status) = (&karpenter["spec"]["template"], &karpenter["status"]);
+    assert_eq!(pods["metadata"]["annotations"]["shop.example/owner"], "platform");
+    let image = pods["spec"]["containers"][0]["image"].as_str().unwrap();
+    assert!(image.contains("karpenter/controller:1.14.0"), "{image}");
+    assert_eq!((&status["updatedReplicas"], &status["readyReplicas"]), (&json!(2), &json!(2)), "{status}");
+}
+
 async fn entries(deployed: &Deployed) -> BTreeSet<String> {
     let eks = aws_sdk_eks::Client::new(&deployed.config);
     let listed = eks.list_access_entries().cluster_name("innovate-dev").send().await.unwrap();
     listed.access_entries.unwrap().into_iter().collect()
 }
 
-async fn what_the_spec_no_longer_names_goes(deployed: &Deployed) {
-    let before = entries(deployed).await;
+/// Somebody takes our tag off the cluster, its node group and an add-on: it might be anyone's now. The spec that takes
+/// it over names the VPC as one that exists, and an admin and a pool less.
+async fn what_bears_no_tag_is_taken_over_only_when_asked(deployed: &Deployed) {
+    let eks = aws_sdk_eks::Client::new(&deployed.config);
+    let name = "innovate-dev";
+    let cluster = eks.describe_cluster().name(name).send().await.unwrap().cluster.unwrap();
+    let group = eks.describe_nodegroup().cluster_name(name).nodegroup_name("core").send().await.unwrap();
+    let addon = eks.describe_addon().cluster_name(name).addon_name("coredns").send().await.unwrap();
+    let arns = [
+        cluster.arn.clone().unwrap(),
+        group.nodegroup.as_ref().and_then(|group| group.nodegroup_arn.clone()).unwrap(),
+        addon.addon.unwrap().addon_arn.unwrap(),
+    ];
+    for arn in &arns {
+        eks.untag_resource().resource_arn(arn).tag_keys("slipway:cluster").send().await.unwrap();
+    }
+
+    let so_far = Changes::so_far(deployed);
+    let ended = deployed.provision(&changed()).await.unwrap();
+    assert_eq!((ended.status.as_str(), ended.error.as_str()), ("FAILED", "NotOurs"), "{}", ended.cause);
+    assert_eq!(so_far.since(deployed), Vec::<String>::new());
+
     let mut fewer = changed();
+    fewer["adopt"] = json!(true);
     fewer["access"]["admins"] = json!(["arn:aws:iam::111122223333:user/admin"]);
     fewer["nodePools"] = json!([{"name": "graviton", "architecture": "arm64", "capacity": ["on-demand"]}]);
+    let vpc = cluster.resources_vpc_config.and_then(|network| network.vpc_id).unwrap();
+    let subnets = group.nodegroup.and_then(|group| group.subnets).unwrap();
+    fewer["network"] = json!({"existing": {"vpcId": vpc, "subnetIds": subnets}});
+    let planned = planned(deployed, &fewer).await;
+    let told = |verb: &str, kind: &str, name: &str, reason: &str| {
+        let matches = |thing: &&Value| {
+            thing["verb"] == verb && thing["kind"] == kind && thing["name"].as_str().unwrap().contains(name)
+        };
+        let thing = planned.iter().find(matches).unwrap_or_else(|| panic!("no {verb} {kind} {name}: {planned:#?}"));
+        assert!(thing["reason"].as_str().unwrap().contains(reason), "{thing}");
+    };
+    told("change", "EKS cluster", name, "slipway:cluster");
+    told("change", "EKS node group", "core", "slipway:cluster");
+    told("change", "EKS add-on", "coredns", "slipway:cluster");
+    told("delete", "EKS access entry", "SecondAdmin", "");
+    told("delete", "Kubernetes NodePool", "x86", "");
+    told("keep", "EKS add-on", "kube-proxy", "");
+
+    let before = entries(deployed).await;
     let ended = deployed.provision(&fewer).await.unwrap();
     assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
+    for arn in &arns {
+        let tags = eks.list_tags_for_resource().resource_arn(arn).send().await.unwrap().tags.unwrap();
+        assert_eq!(tags.get("slipway:cluster").map(String::as_str), Some(name), "{arn}");
+    }
+    what_the_spec_no_longer_names_is_gone(deployed, &before).await;
+}
+
+async fn what_the_spec_no_longer_names_is_gone(deployed: &Deployed, before: &BTreeSet<String>) {
     let gone: Vec<_> = before.difference(&entries(deployed).await).cloned().collect();
     assert_eq!(gone, [SECOND_ADMIN], "the nodes' and our own entries stay");
     aws_sdk_iam::Client::new(&deployed.config).delete_role().role_name("SecondAdmin").send().await.unwrap();
@@ -260,4 +405,94 @@ async fn a_chart_that_does_not_exist_fails_by_name_and_frees_the_cluster() {
     let (_, run) = rows.iter().find(|(sk, _)| sk.starts_with("RUN#") && !sk.contains("#STEP#")).unwrap();
     assert_eq!((&run["outcome"], &run["error"]), (&json!("Failed"), &json!("PreflightFailed")), "{run}");
     deployed.cloud.stop().await;
+}
+
+/// An execution, counted.
+struct Ran {
+    /// By function: its calls, and those of them that change something.
+    calls: BTreeMap<String, (usize, usize)>,
+    objects: usize,
+    transitions: usize,
+    events: usize,
+    took: Duration,
+}
+
+impl Ran {
+    async fn of(deployed: &Deployed, input: &Value) -> Self {
+        let calls = deployed.last_call();
+        // Before the first run there is no cluster.
+        let objects = deployed.kubernetes_mutations("innovate-dev").map_or(0, |changed| changed.len());
+        let execution = deployed.start_machine("slipway-provision", input).await.unwrap();
+        let ended = deployed.end(&execution).await.unwrap();
+        assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
+        let mut counted = BTreeMap::<String, (usize, usize)>::new();
+        let step = |call: &Entry| call.function.as_deref().map(|name| name.trim_start_matches("slipway-").to_owned());
+        let all = deployed.cloud.gateway().record().entries();
+        for step in all.iter().filter(|call| call.seq > calls).filter_map(step) {
+            counted.entry(step).or_default().0 += 1;
+        }
+        for step in deployed.mutations(calls).iter().filter_map(step) {
+            counted.entry(step).or_default().1 += 1;
+        }
+        let history = deployed.history(&execution).await.unwrap();
+        let progress = Progress::of(&history.iter().map(Event::read).collect::<Vec<_>>());
+        Self {
+            calls: counted,
+            objects: deployed.kubernetes_mutations("innovate-dev").unwrap().len() - objects,
+            transitions: RunCost::of(&progress, &Prices::published().unwrap()).transitions,
+            events: history.len(),
+            took: ended.took,
+        }
+    }
+
+    fn of_step(&self, step: &str) -> String {
+        self.calls.get(step).map_or_else(String::new, |(all, changing)| format!("{all}, {changing}"))
+    }
+
+    fn total(&self) -> (usize, usize) {
+        self.calls.values().fold((0, 0), |sum, step| (sum.0 + step.0, sum.1 + step.1))
+    }
+}
+
+/// What a first run, a second and a plan ask AWS for, function by function, reported in docs/soak.md.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "make soak: about two minutes"]
+async fn soak_what_a_run_asks_for() {
+    let deployed = Deployed::start(Kubernetes::Real).await.unwrap();
+    let first = Ran::of(&deployed, &spec()).await;
+    let second = Ran::of(&deployed, &spec()).await;
+    let mut asked = spec();
+    asked["mode"] = json!("plan");
+    let plan = Ran::of(&deployed, &asked).await;
+    deployed.cloud.stop().await;
+
+    let runs = [&first, &second, &plan];
+    let steps: BTreeSet<&String> = runs.iter().flat_map(|run| run.calls.keys()).collect();
+    let mut text = String::from(
+        "What functions asked AWS for in a first run of examples/innovate-dev.json, in a second, and in a plan of what is \
+         there:\nall calls (those of our own table and bus among them), and how many of them change something (our own \
+         table, bus,\nlogs and tokens aside). Waits are 60 times shorter here than on AWS, and so is what is asked while \
+         waiting.\n\n| function | first | second | plan |\n|---|---|---|---|\n",
+    );
+    let mut row = |name: &str, of: &dyn Fn(&Ran) -> String| {
+        writeln!(text, "| {name} | {} | {} | {} |", of(&first), of(&second), of(&plan)).unwrap();
+    };
+    for step in steps {
+        row(step, &|run| run.of_step(step));
+    }
+    row("**all**", &|run| format!("{}, {}", run.total().0, run.total().1));
+    row("objects changed in Kubernetes", &|run| run.objects.to_string());
+    row("state transitions", &|run| run.transitions.to_string());
+    row("history events (of 25,000)", &|run| run.events.to_string());
+    row("seconds", &|run| format!("{:.0}", run.took.as_secs_f64()));
+    let of_first = |run: &Ran| 100 * run.total().0 / first.total().0;
+    writeln!(
+        text,
+        "\nThe second run makes {} % of the first one's calls, the plan {} %.",
+        of_first(&second),
+        of_first(&plan)
+    )
+    .unwrap();
+    assert_eq!((second.total().1, second.objects, plan.total().1, plan.objects), (0, 0, 0, 0), "{text}");
+    repository::report("calls", &text).unwrap();
 }

@@ -20,6 +20,10 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.cncf.helm.config.v1+json";
 const LAYER: &str = "application/vnd.cncf.helm.chart.content.v1.tar+gzip";
 
+/// Karpenter's chart is there in this version, too, so that a cluster can be moved from one to the other. It differs in
+/// its version alone: labels, and the tag of the controller's image, of which there is one program.
+const OTHER_KARPENTER: &str = "1.14.0";
+
 /// The charts, packed.
 #[derive(Debug, Default)]
 pub struct Registry {
@@ -38,8 +42,9 @@ struct Repository {
 }
 
 impl Registry {
-    /// Packs every chart of a folder as `<name>/<name>:<version>`, as its `Chart.yaml` says. The CRDs that
-    /// Karpenter's chart carries are not kept beside it: they come from `crds`, where set-up put them.
+    /// Packs every chart of a folder as `<name>/<name>:<version>`, as its `Chart.yaml` says, and Karpenter's in one more
+    /// version. The CRDs that Karpenter's chart carries are not kept beside it: they come from `crds`, where set-up put
+    /// them.
     ///
     /// # Errors
     /// Where a folder cannot be read or a `Chart.yaml` lacks its name or version.
@@ -62,6 +67,14 @@ impl Registry {
             }
             let repository = registry.repositories.entry(format!("{name}/{name}")).or_default();
             repository.add(version, &description, archive(name, &files)?);
+            if name == "karpenter" {
+                let mut other = description.clone();
+                for field in ["version", "appVersion"] {
+                    other[field] = json!(OTHER_KARPENTER);
+                }
+                files.insert("Chart.yaml".to_owned(), other.to_string().into_bytes());
+                repository.add(OTHER_KARPENTER, &other, archive(name, &files)?);
+            }
         }
         Ok(registry)
     }
@@ -243,6 +256,20 @@ mod tests {
             files,
             ["karpenter/Chart.yaml", "karpenter/crds/nodepools.yaml", "karpenter/templates/service.yaml"]
         );
+    }
+
+    #[tokio::test]
+    async fn karpenters_chart_is_there_in_another_version_too() {
+        let dir = folders();
+        let (_, tags) = fetch(&dir, "/v2/karpenter/karpenter/tags/list").await;
+        let tags: Value = serde_json::from_slice(&tags).unwrap();
+        assert_eq!(tags["tags"], json!(["1.14.0", "1.14.1"]));
+        let (_, manifest) = fetch(&dir, "/v2/karpenter/karpenter/manifests/1.14.0").await;
+        let manifest: Value = serde_json::from_slice(&manifest).unwrap();
+        let config = manifest["config"]["digest"].as_str().unwrap();
+        let (_, config) = fetch(&dir, &format!("/v2/karpenter/karpenter/blobs/{config}")).await;
+        let config: Value = serde_json::from_slice(&config).unwrap();
+        assert_eq!((&config["version"], &config["appVersion"]), (&json!("1.14.0"), &json!("1.14.0")));
     }
 
     #[tokio::test]
