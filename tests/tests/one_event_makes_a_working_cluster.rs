@@ -32,6 +32,8 @@ async fn one_event_makes_a_working_cluster() {
     the_table_remembers_the_run(&deployed).await;
     let ready = listener.next("Cluster Ready").await.unwrap();
     assert_eq!(ready["detail"]["cluster"]["name"], "innovate-dev", "{ready}");
+    let objects = deployed.kubernetes_mutations("innovate-dev").unwrap();
+    assert!(objects.len() > 20, "the record of changes in Kubernetes is not whole: {objects:#?}");
     let second = a_second_run_changes_nothing(&deployed, ended.took).await;
     each_step_run_twice_changes_nothing(&deployed, &second).await;
     a_plan_of_what_is_there_keeps_it(&deployed).await;
