@@ -126,7 +126,8 @@ impl Workbench {
         loop {
             match self.deployed.invoke(step, payload).await {
                 Err(failure)
-                    if ["PropagationPending", "Throttled", "AwsUnavailable"].contains(&failure.error.as_str())
+                    if ["PropagationPending", "Throttled", "AwsUnavailable", "ClusterUnreachable"]
+                        .contains(&failure.error.as_str())
                         && began.elapsed() < Duration::from_mins(1) =>
                 {
                     tokio::time::sleep(Duration::from_millis(200)).await;

@@ -143,7 +143,8 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
         Action::Done(output) => Ok(Progress::done(output)),
         Action::Wait(why) => Ok(Progress::wait(ASK_AGAIN, why)),
         Action::AskAgain(why) => {
-            let asked = format!("{}-{}", input.run.id, input.waited);
+            // As good as a clock: another one whenever the class has changed, which this asking does itself.
+            let asked = &applied[0]["metadata"]["resourceVersion"];
             let patch = json!({ "metadata": { "annotations": { ASKED: asked } } });
             cluster.merge(NODE_CLASS_KIND, "", NODE_CLASS, &patch).await?;
             Ok(Progress::wait(ASK_AGAIN, why))
