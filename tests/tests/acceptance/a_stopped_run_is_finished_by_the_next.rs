@@ -47,7 +47,7 @@ const TAKING: [&str; 13] = [
 ];
 
 fn spec(name: &str) -> Value {
-    let mut spec: Value = serde_json::from_str(include_str!("../../examples/innovate-dev.json")).unwrap();
+    let mut spec: Value = serde_json::from_str(include_str!("../../../examples/innovate-dev.json")).unwrap();
     spec["name"] = json!(name);
     spec
 }
@@ -57,13 +57,14 @@ fn teardown(name: &str) -> Value {
 }
 
 /// After the steps that leave most half done; `SLIPWAY_STOP_AFTER=<step>,<step>` names others, and the soak takes all.
+/// What is half made is stopped once more before its last step, to count what it takes to go on from there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_run_is_finished_by_the_next() {
     let chosen = std::env::var("SLIPWAY_STOP_AFTER").unwrap_or_else(|_| "create-cluster,delete-node-groups".to_owned());
     let (making, taking) = chosen.split_once(',').expect("a step of each machine");
     eprintln!("stopped after {making} and {taking}: to repeat it, set SLIPWAY_STOP_AFTER={making},{taking}");
     let deployed = Deployed::start(Kubernetes::Real).await.unwrap();
-    life(&deployed, "half-made", &[making], &[taking]).await;
+    life(&deployed, "half-made", &[making, "apply-node-pools"], &[taking]).await;
     deployed.cloud.stop().await;
 }
 
@@ -93,12 +94,17 @@ fn steps<'a>(making: &'a [&str], taking: &'a [&str]) -> impl Iterator<Item = (&'
 async fn life(deployed: &Deployed, name: &str, making: &[&str], taking: &[&str]) -> Vec<f64> {
     let before = account::inventory(&deployed.config).await.unwrap();
     let mut seconds = Vec::new();
+    let calls = |since| deployed.calls(since).values().sum::<usize>();
+    let nothing = deployed.last_call();
     for step in making {
         let began = Instant::now();
         deployed.stop_after("slipway-provision", &spec(name), name, step).await.unwrap();
         seconds.push(began.elapsed().as_secs_f64());
     }
+    let (until_there, resumed) = (calls(nothing), deployed.last_call());
     let finished = deployed.insist("slipway-provision", &spec(name)).await.unwrap();
+    let resuming = calls(resumed);
+    eprintln!("{until_there} calls from nothing to the last stop, {resuming} to go on from there");
     assert_eq!(finished.status, "SUCCEEDED", "after {making:?}: {}: {}", finished.error, finished.cause);
     let karpenter = deployed.kubectl(name, &["get", "deployment", "karpenter", "-n", "karpenter"]).await.unwrap();
     assert_eq!(karpenter["status"]["readyReplicas"], 2, "after {making:?}");

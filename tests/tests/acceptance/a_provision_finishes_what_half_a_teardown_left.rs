@@ -9,7 +9,7 @@ use slipway_local::cloud::Kubernetes;
 use slipway_tests::cloud::{Deployed, Ended};
 
 fn spec() -> Value {
-    let mut spec: Value = serde_json::from_str(include_str!("../../examples/innovate-dev.json")).unwrap();
+    let mut spec: Value = serde_json::from_str(include_str!("../../../examples/innovate-dev.json")).unwrap();
     spec["name"] = json!("phoenix");
     spec
 }

@@ -14,7 +14,7 @@ use slipway_tests::cloud::{Asked, Deployed};
 use slipway_tests::{account, heard::Listener, privileges, repository};
 
 fn spec() -> Value {
-    serde_json::from_str(include_str!("../../examples/innovate-dev.json")).unwrap()
+    serde_json::from_str(include_str!("../../../examples/innovate-dev.json")).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,7 @@ use slipway_local::cloud::Kubernetes;
 use slipway_tests::cloud::Deployed;
 
 fn spec() -> Value {
-    let mut spec: Value = serde_json::from_str(include_str!("../../examples/innovate-dev.json")).unwrap();
+    let mut spec: Value = serde_json::from_str(include_str!("../../../examples/innovate-dev.json")).unwrap();
     spec["mode"] = json!("plan");
     spec
 }

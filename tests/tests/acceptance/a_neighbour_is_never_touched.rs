@@ -178,7 +178,8 @@ async fn network(deployed: &Deployed, cluster: &ClusterKey) -> (Vec<String>, Str
         ("FlowLogs", "false"),
     ];
     let name = names::stack(cluster);
-    let call = cloudformation.create_stack().stack_name(&name).template_body(include_str!("../../infra/network.yaml"));
+    let call =
+        cloudformation.create_stack().stack_name(&name).template_body(include_str!("../../../infra/network.yaml"));
     let call = call.set_parameters(Some(parameters.map(parameter).to_vec())).tags(tag);
     call.capabilities(aws_sdk_cloudformation::types::Capability::CapabilityIam).send().await.unwrap();
     let began = Instant::now();
