@@ -740,7 +740,7 @@ mod tests {
         seen.room.set("Clusters", 100, 100.0);
         seen.room.set("Running On-Demand Standard (A, C, D, H, I, M, R, T, Z) instances", 0, 1.0);
         seen.chart = Some(Err(StepError::new(ErrorName::ChartNotFound, "The registry has no such chart.")));
-        seen.refused = vec![permissions::tests::refused("wait-oidc")];
+        seen.refused = vec![permissions::tests::denied("wait-oidc")];
         let more = json!({
             "version": "1.31", "karpenter": {"version": "1.0.0"}, "core": {"instanceTypes": ["t4g.medium", "z9.huge"]},
             "network": {"create": {"zones": 3, "nat": "perZone"}}, "access": {"endpoint": {"cidrs": ["198.51.100.0/24"]}},

@@ -319,7 +319,7 @@ pub(super) mod tests {
     }
 
     /// Something that stands in the way of a step.
-    pub(in super::super) fn refused(step: &str) -> Refused {
+    pub(in super::super) fn denied(step: &str) -> Refused {
         let ask = asked(step);
         let actions = vec![ask.actions[0].to_owned()];
         Refused { actions, ask, obstacle: Obstacle::Organization, severity: Severity::Error }
@@ -387,9 +387,9 @@ pub(super) mod tests {
     #[test]
     fn only_what_the_run_will_ask_for_is_told() {
         let all = [
-            refused("ensure-network"),
-            refused("create-cluster"),
-            Refused { ask: launch(), ..refused("create-cluster") },
+            denied("ensure-network"),
+            denied("create-cluster"),
+            Refused { ask: launch(), ..denied("create-cluster") },
         ];
         let fields = |stack: There<crate::aws::stacks::Stack>, cluster| {
             let seen = Observed { stack, cluster, refused: all.to_vec(), ..Observed::default() };
