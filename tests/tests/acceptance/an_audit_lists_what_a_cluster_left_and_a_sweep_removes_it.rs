@@ -15,10 +15,17 @@ use slipway_tests::cloud::Deployed;
 struct Left {
     ours: BTreeSet<String>,
     others: BTreeSet<String>,
+    /// The load balancer's interface, which goes with it and cannot go alone.
+    follows: String,
 }
 
 impl Left {
     fn all(&self) -> BTreeSet<String> {
+        self.goes().into_iter().chain([self.follows.clone()]).collect()
+    }
+
+    /// What a sweep removes itself.
+    fn goes(&self) -> BTreeSet<String> {
         self.ours.union(&self.others).cloned().collect()
     }
 }
@@ -105,7 +112,11 @@ async fn leave(cloud: &Deployed, name: &str) -> Left {
     let answer = aws.query("elasticloadbalancing", "CreateLoadBalancer", &balancer).await.unwrap();
     let arn = answer.split("<LoadBalancerArn>").nth(1).unwrap().split('<').next().unwrap();
     others.insert(arn.to_owned());
-    Left { ours, others }
+    let described = format!("ELB {}", arn.split_once(":loadbalancer/").unwrap().1);
+    let its = aws_sdk_ec2::types::Filter::builder().name("description").values(described).build();
+    let interfaces = ec2.describe_network_interfaces().filters(its).send().await.unwrap();
+    let follows = ec2_arn("network-interface", interfaces.network_interfaces()[0].network_interface_id().unwrap());
+    Left { ours, others, follows }
 }
 
 fn arns(findings: &Value) -> BTreeSet<String> {
@@ -164,7 +175,7 @@ async fn an_audit_lists_what_a_cluster_left_and_a_sweep_removes_it() {
     let ended = cloud.run_machine("slipway-sweep", &dry).await.unwrap();
     assert_eq!(ended.status, "SUCCEEDED", "{}", ended.cause);
     assert_eq!(ended.output["dryRun"], true);
-    assert_eq!(arns(&ended.output["plan"]), demo.all());
+    assert_eq!(arns(&ended.output["plan"]), demo.goes());
     let kinds: Vec<&str> =
         ended.output["plan"].as_array().unwrap().iter().map(|finding| finding["kind"].as_str().unwrap()).collect();
     let order = [

@@ -102,7 +102,7 @@ fn function(call: &Invocation<'_>, refuses: Option<&str>) -> Answer {
 
 fn answer(step: &str, payload: &Value, random: &Random) -> Value {
     let confirmed = json!({ "times": 0, "overSeconds": 0 });
-    let waits = json!({ "done": false, "retryAfterSeconds": 45, "detail": "still at it", "confirmed": confirmed });
+    let waits = json!({ "done": false, "retryAfterSeconds": 45, "detail": "still at it", "confirmed": confirmed, "suspect": null });
     match step {
         "CheckKarpenter" => {
             let health = ["Ready", "Progressing", "Healable"][usize::try_from(random.bits() % 3).unwrap()];
