@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use aws_sdk_cloudformation::types::{Parameter, StackStatus};
+use aws_sdk_cloudformation::types::{Capability, Parameter, StackStatus};
 use serde_json::{Value, json};
 use slipway_local::cloud::Kubernetes;
 use slipway_tests::{account, cloud::Deployed, repository};
@@ -74,7 +74,8 @@ async fn shared_network(deployed: &Deployed) -> Shared {
     let parameters = [("ClusterName", "shared"), ("Zone1", "eu-west-1a"), ("Zone2", "eu-west-1b")];
     let template = repository::read("infra/network.yaml").unwrap();
     let made = stacks.create_stack().stack_name("shared-network").template_body(template);
-    made.set_parameters(Some(parameters.map(|(key, value)| parameter(key, value)).into())).send().await.unwrap();
+    let made = made.set_parameters(Some(parameters.map(|(key, value)| parameter(key, value)).into()));
+    made.capabilities(Capability::CapabilityIam).send().await.unwrap();
     let began = Instant::now();
     loop {
         let stack =

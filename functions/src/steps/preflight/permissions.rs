@@ -386,11 +386,8 @@ pub(super) mod tests {
 
     #[test]
     fn only_what_the_run_will_ask_for_is_told() {
-        let all = [
-            denied("ensure-network"),
-            denied("create-cluster"),
-            Refused { ask: launch(), ..denied("create-cluster") },
-        ];
+        let all =
+            [denied("ensure-network"), denied("create-cluster"), Refused { ask: launch(), ..denied("create-cluster") }];
         let fields = |stack: There<crate::aws::stacks::Stack>, cluster| {
             let seen = Observed { stack, cluster, refused: all.to_vec(), ..Observed::default() };
             let mut findings = Findings::default();
