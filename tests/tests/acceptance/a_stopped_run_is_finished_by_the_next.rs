@@ -94,20 +94,23 @@ fn steps<'a>(making: &'a [&str], taking: &'a [&str]) -> impl Iterator<Item = (&'
 async fn life(deployed: &Deployed, name: &str, making: &[&str], taking: &[&str]) -> Vec<f64> {
     let before = account::inventory(&deployed.config).await.unwrap();
     let mut seconds = Vec::new();
-    let calls = |since| deployed.calls(since).values().sum::<usize>();
+    let asked = |since| (deployed.calls(since).values().sum::<usize>(), deployed.mutations(since).len());
     let nothing = deployed.last_call();
     for step in making {
         let began = Instant::now();
         deployed.stop_after("slipway-provision", &spec(name), name, step).await.unwrap();
         seconds.push(began.elapsed().as_secs_f64());
     }
-    let (until_there, resumed) = (calls(nothing), deployed.last_call());
+    let ((calls, changes), stopped) = (asked(nothing), deployed.last_call());
     let finished = deployed.insist("slipway-provision", &spec(name)).await.unwrap();
-    let resuming = calls(resumed);
-    eprintln!("{until_there} calls from nothing to the last stop, {resuming} to go on from there");
+    let (more_calls, more_changes) = asked(stopped);
+    eprintln!("{calls} calls and {changes} changes until the last stop, {more_calls} and {more_changes} from there");
     assert_eq!(finished.status, "SUCCEEDED", "after {making:?}: {}: {}", finished.error, finished.cause);
     let karpenter = deployed.kubectl(name, &["get", "deployment", "karpenter", "-n", "karpenter"]).await.unwrap();
     assert_eq!(karpenter["status"]["readyReplicas"], 2, "after {making:?}");
+    if making.last() == Some(&"apply-node-pools") {
+        assert!(more_changes * 5 < changes, "{changes} changes until the last stop, {more_changes} from there");
+    }
 
     for step in taking {
         let began = Instant::now();

@@ -2,14 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod common;
-
 use axum::Router;
 use axum::http::StatusCode;
-use common::{Cluster, eventually, processes_of};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, LogParams, PostParams};
 use serde_json::json;
+
+use crate::common::{Cluster, eventually, processes_of};
 
 const REFUSAL: &str = "<Response><Errors><Error><Code>UnauthorizedOperation</Code><Message>You are not authorized.\
     </Message></Error></Errors><RequestID>r</RequestID></Response>";

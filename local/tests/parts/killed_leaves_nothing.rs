@@ -2,12 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod common;
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::{Cluster, eventually, processes_of};
+use crate::common::{Cluster, eventually, processes_of};
 
 /// Where the process to be killed has its cluster; set only for it.
 const HELD: &str = "SLIPWAY_TEST_HELD_CLUSTER";
@@ -19,7 +17,7 @@ async fn a_killed_process_leaves_no_control_plane() {
     }
     let dir = tempfile::tempdir().unwrap();
     let mut victim = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "a_killed_process_leaves_no_control_plane"])
+        .args(["--exact", "killed_leaves_nothing::a_killed_process_leaves_no_control_plane"])
         .env(HELD, dir.path())
         .spawn()
         .unwrap();

@@ -2,13 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-mod common;
-
-use common::{Cluster, eventually, processes_of};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, LogParams, PostParams};
 use serde_json::json;
+
+use crate::common::{Cluster, eventually, processes_of};
 
 fn deployment(name: &str, image: &str) -> Deployment {
     serde_json::from_value(json!({
