@@ -7,7 +7,7 @@ creating it never finds it. Names: "Using service-linked roles" of Amazon EKS, E
 from __future__ import annotations
 
 from moto.iam import models
-from moto.iam.exceptions import InvalidInput
+from moto.iam.exceptions import EntityAlreadyExists, InvalidInput
 
 _NAMES = {
     "eks": "AmazonEKS",
@@ -25,11 +25,17 @@ def apply() -> None:
         self: models.IAMBackend, service_name: str, description: str, suffix: str
     ) -> models.Role:
         path = f"/aws-service-role/{service_name}/"
-        for role in self.roles.values():
+        for role in list(self.roles.values()):
             if role.path == path and not suffix:
-                raise InvalidInput(
-                    f"Service role name {role.name} has been taken in this account, please try a different suffix."
-                )
-        return original(self, service_name, description, suffix)
+                raise _taken(role.name)
+        try:
+            return original(self, service_name, description, suffix)
+        except EntityAlreadyExists as refusal:
+            # Somebody was quicker, between the look and the making.
+            raise _taken(f"of {service_name}") from refusal
 
     models.IAMBackend.create_service_linked_role = create_service_linked_role
+
+
+def _taken(name: str) -> InvalidInput:
+    return InvalidInput(f"Service role name {name} has been taken in this account, please try a different suffix.")
