@@ -11,7 +11,7 @@ use slipway_tests::cloud::Deployed;
 use slipway_tests::{account, repository};
 
 /// The steps after which a provision is stopped, in the machine's order. Before `open-run` is over nothing is there.
-const MAKING: [&str; 15] = [
+const MAKING: [&str; 16] = [
     "open-run",
     "preflight",
     "ensure-cluster-roles",
@@ -20,9 +20,10 @@ const MAKING: [&str; 15] = [
     "create-cluster",
     "wait-oidc",
     "associate-access-policy",
+    "ensure-addons-before",
+    "bind-identity-bind",
     "ensure-node-group",
-    "ensure-addons",
-    "bind-identity",
+    "ensure-addons-after",
     "probe-identity",
     "install-karpenter",
     "check-karpenter",

@@ -224,7 +224,8 @@ async fn bring_into(deployed: &Deployed, name: &str, admin: &kube::Client, state
             let eks = aws_sdk_eks::Client::new(&deployed.config);
             let role = format!("arn:aws:iam::{ACCOUNT}:role/{}", names::role(&cluster, "node"));
             eks.delete_access_entry().cluster_name(name).principal_arn(role).send().await.unwrap();
-            create::<Deployment>(admin, deployment("waiting", "arm64", "spot", 1, None)).await;
+            // More than may find a place on nodes that are there, such as the one that was made to verify capacity.
+            create::<Deployment>(admin, deployment("waiting", "arm64", "spot", 3, None)).await;
             let ec2 = aws_sdk_ec2::Client::new(&deployed.config);
             let nodes: Api<Node> = Api::all(admin.clone());
             until("a machine that is no node", async || {
