@@ -125,8 +125,14 @@ async fn make(controllers: &Controllers, service: &Service, ports: &[ServicePort
 
 /// Where the cluster is: its group's VPC and the public subnets there, as the network's tags have them.
 async fn place(controllers: &Controllers) -> anyhow::Result<Place> {
-    let prefix = format!("eks-cluster-sg-{}-*", controllers.cluster);
-    let params = [("Filter.1.Name", "group-name"), ("Filter.1.Value.1", prefix.as_str())];
+    // By the tag as well: the name alone may be that of a neighbour, `demo-2` beside `demo`.
+    let (prefix, owned) = (format!("eks-cluster-sg-{}-*", controllers.cluster), format!("tag:{}", controllers.owned()));
+    let params = [
+        ("Filter.1.Name", "group-name"),
+        ("Filter.1.Value.1", prefix.as_str()),
+        ("Filter.2.Name", owned.as_str()),
+        ("Filter.2.Value.1", "owned"),
+    ];
     let groups = controllers.aws.query("ec2", "DescribeSecurityGroups", &params).await?;
     let group = texts(&groups, "groupId")?.into_iter().next().context("the cluster has no security group")?;
     let vpc = texts(&groups, "vpcId")?.into_iter().next().context("a security group has a VPC")?;
