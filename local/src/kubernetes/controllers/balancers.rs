@@ -97,11 +97,7 @@ async fn make(controllers: &Controllers, service: &Service, ports: &[ServicePort
     let (outside, inside) = (port.port.to_string(), port.node_port.unwrap_or(port.port).to_string());
     let answer = if is_network(service) {
         params.extend([("Name", name.as_str()), ("Type", "network")]);
-        let answer = controllers.query(ELB, "CreateLoadBalancer", &params, &["DuplicateLoadBalancerName"]).await?;
-        let answer = match answer {
-            Some(answer) => answer,
-            None => described(controllers, service).await?.context("a load balancer of that name is there")?,
-        };
+        let answer = create(controllers, service, &params).await?;
         let arn = texts(&answer, "LoadBalancerArn")?.into_iter().next().context("a load balancer has an ARN")?;
         listen(controllers, service, &arn, (&place.vpc, &outside, &inside), &tags).await?;
         answer
@@ -114,13 +110,17 @@ async fn make(controllers: &Controllers, service: &Service, ports: &[ServicePort
             ("Listeners.member.1.InstancePort", inside.as_str()),
             ("SecurityGroups.member.1", group.as_str()),
         ]);
-        let answer = controllers.query(ELB, "CreateLoadBalancer", &params, &["DuplicateLoadBalancerName"]).await?;
-        match answer {
-            Some(answer) => answer,
-            None => described(controllers, service).await?.context("a load balancer of that name is there")?,
-        }
+        create(controllers, service, &params).await?
     };
     texts(&answer, "DNSName")?.into_iter().next().context("a load balancer has a DNS name")
+}
+
+/// Makes a load balancer of either kind, or finds the one that was made before its Service could be told.
+async fn create(controllers: &Controllers, service: &Service, params: &[(&str, &str)]) -> anyhow::Result<String> {
+    match controllers.query(ELB, "CreateLoadBalancer", params, &["DuplicateLoadBalancerName"]).await? {
+        Some(made) => Ok(made),
+        None => described(controllers, service).await?.context("a load balancer of that name is there"),
+    }
 }
 
 /// Where the cluster is: its group's VPC and the public subnets there, as the network's tags have them.
