@@ -106,11 +106,11 @@ pub fn answer(step: &str, payload: &Value) -> Value {
             "pruned": 0,
         }),
         "check-karpenter" => json!({
-            "health": "Ready", "diagnosis": "Ready", "retryAfterSeconds": 5, "detail": "2 of 2 replicas are ready",
+            "health": "Ready", "diagnosis": "Ready", "retryAfterSeconds": 0, "detail": "2 of 2 replicas are ready",
             "failingPods": [], "suspect": null, "error": "KarpenterNotReady", "cause": "Karpenter is ready.",
         }),
         "heal-karpenter" => json!({
-            "recreated": ["karpenter-6c9d8f7b5-x2x4z"],
+            "done": true, "recreated": ["karpenter-6c9d8f7b5-x2x4z"],
             "heals": payload["heals"].as_u64().unwrap_or_default() + 1,
             "retryAfterSeconds": 5,
         }),

@@ -58,7 +58,7 @@ pub struct Output {
     pub health: Health,
     /// In one word: `Ready`, `Progressing`, `IdentityRace`, or the name of an error.
     pub diagnosis: String,
-    /// Seconds until it is worth asking again.
+    /// Seconds until it is worth asking again; 0 once it is ready.
     pub retry_after_seconds: u32,
     /// One line for whoever watches.
     pub detail: String,
@@ -149,7 +149,7 @@ pub(crate) fn decide(report: Report, input: &Input) -> Result<Output, StepError>
     Ok(Output {
         health,
         diagnosis: report.diagnosis.to_string(),
-        retry_after_seconds: ASK_AGAIN,
+        retry_after_seconds: if health == Health::Ready { 0 } else { ASK_AGAIN },
         suspect,
         error,
         cause: report.cause(),
@@ -287,6 +287,14 @@ mod tests {
         let pod = diagnosis::FailingPod { name: "a".into(), uid: "1".into(), reason: "exit 1".into() };
         let failing_pods = if failing { vec![pod] } else { Vec::new() };
         Report { diagnosis, detail: "0 of 2".into(), evidence: "pod a: exit 1".into(), failing_pods }
+    }
+
+    #[test]
+    fn what_is_ready_is_not_asked_again() {
+        let output = decide(report(Diagnosis::Ready, false), &input(40, None)).unwrap();
+        assert_eq!((output.health, output.retry_after_seconds), (Health::Ready, 0));
+        let output = decide(report(Diagnosis::Progressing, false), &input(40, None)).unwrap();
+        assert_eq!((output.health, output.retry_after_seconds), (Health::Progressing, ASK_AGAIN));
     }
 
     #[test]
