@@ -27,7 +27,10 @@ const ZONE: &str = "eu-west-1a";
 
 /// A cloud with pages of two, and the admin's configuration without retries: a refusal is seen as it is first given.
 async fn cloud() -> (Cloud, SdkConfig) {
-    let config = CloudConfig { page_size: Some(2), ..CloudConfig::new(Kubernetes::None).unwrap() };
+    cloud_of(CloudConfig { page_size: Some(2), ..CloudConfig::new(Kubernetes::None).unwrap() }).await
+}
+
+async fn cloud_of(config: CloudConfig) -> (Cloud, SdkConfig) {
     let cloud = Cloud::start(config).await.unwrap();
     let env = cloud.env();
     let read = |name: &str| env.iter().find(|(known, _)| known == name).unwrap().1.clone();
@@ -617,5 +620,34 @@ async fn the_aws_cli_reads_refusals_and_pages() {
     assert!(nobody.unwrap_err().contains("(NoSuchEntity)"));
     let missing = missing.unwrap_err();
     assert!(missing.contains("(NotImplemented)") && missing.contains("docs/local-cloud.md"), "{missing}");
+    cloud.stop().await;
+}
+
+/// What lists show is a while behind: a step that believes them meets what is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_deleted_is_listed_for_a_while_yet() {
+    let config = CloudConfig { speed: 1.0, page_size: Some(2), ..CloudConfig::new(Kubernetes::None).unwrap() };
+    let (cloud, sdk) = cloud_of(config).await;
+    let iam = aws_sdk_iam::Client::new(&sdk);
+    let trust = json!({"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "sts:AssumeRole",
+        "Principal": {"Service": "ec2.amazonaws.com"}}]});
+    for name in ["fleeting", "lasting"] {
+        iam.create_role().role_name(name).assume_role_policy_document(trust.to_string()).send().await.unwrap();
+    }
+    let listed = async || {
+        let roles = iam.list_roles().into_paginator().items().send().collect::<Result<Vec<_>, _>>().await.unwrap();
+        roles.into_iter().map(|role| role.role_name).collect::<Vec<_>>()
+    };
+    assert!(listed().await.contains(&"fleeting".to_owned()));
+    iam.delete_role().role_name("fleeting").send().await.unwrap();
+    let (code, _) = refused(iam.get_role().role_name("fleeting").send().await);
+    assert_eq!(code, "NoSuchEntity");
+    assert!(listed().await.contains(&"fleeting".to_owned()), "the list has not heard of it yet");
+    let began = std::time::Instant::now();
+    while listed().await.contains(&"fleeting".to_owned()) {
+        assert!(began.elapsed() < Duration::from_secs(20), "the list never hears of it");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(listed().await.contains(&"lasting".to_owned()));
     cloud.stop().await;
 }
