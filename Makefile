@@ -36,7 +36,7 @@ stop: ## Ends what KEEP=1 or `make cloud` left running
 test: setup ## Everything that CI runs
 	cargo fmt --all --check
 	$(STRICT) cargo build --locked --workspace --all-targets
-	$(STRICT) RUST_TEST_THREADS=$${RUST_TEST_THREADS:-2} cargo test --locked --workspace
+	$(STRICT) RUST_TEST_THREADS=$${RUST_TEST_THREADS:-4} cargo test --locked --workspace
 
 soak: setup build ## Every matrix whole; writes docs/soak.md
 	$(STRICT) cargo test --locked --workspace -- --ignored soak

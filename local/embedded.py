@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import signal
@@ -39,6 +40,8 @@ def correct(folder: Path) -> None:
 
 def announce(port: int) -> None:
     """Tells the cloud that we answer on a port, by the file that it named in SLIPWAY_ANNOUNCE."""
+    # What is loaded by now stays: no collection needs to look through it again.
+    gc.freeze()
     path = Path(os.environ["SLIPWAY_ANNOUNCE"])
     unready = path.with_suffix(".unready")
     unready.write_text(str(port), encoding="ascii")

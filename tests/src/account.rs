@@ -19,6 +19,17 @@ pub async fn inventory(config: &SdkConfig) -> anyhow::Result<BTreeSet<String>> {
     Ok(found)
 }
 
+/// That two inventories are the same.
+///
+/// # Errors
+/// What is left that was not there before, and what is lost.
+pub fn same(before: &BTreeSet<String>, after: &BTreeSet<String>) -> anyhow::Result<()> {
+    let left: Vec<_> = after.difference(before).collect();
+    let lost: Vec<_> = before.difference(after).collect();
+    anyhow::ensure!(left.is_empty() && lost.is_empty(), "left {left:#?}, lost {lost:#?}");
+    Ok(())
+}
+
 /// Lists by a paginator: `each!(found, "kind", call, |item| id)`.
 macro_rules! each {
     ($found:ident, $kind:literal, $call:expr, $id:expr) => {

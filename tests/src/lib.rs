@@ -9,3 +9,4 @@ pub mod privileges;
 pub mod repository;
 pub mod samples;
 pub mod secrets;
+pub mod wait;

@@ -110,7 +110,7 @@ pub fn answer(step: &str, payload: &Value) -> Value {
             "failingPods": [], "suspect": null, "error": "KarpenterNotReady", "cause": "Karpenter is ready.",
         }),
         "heal-karpenter" => json!({
-            "done": true, "recreated": ["karpenter-6c9d8f7b5-x2x4z"],
+            "recreated": ["karpenter-6c9d8f7b5-x2x4z"],
             "heals": payload["heals"].as_u64().unwrap_or_default() + 1,
             "retryAfterSeconds": 5,
         }),

@@ -47,8 +47,6 @@ pub struct Pod {
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Output {
-    /// Always: it is the check after it that asks again.
-    pub done: bool,
     /// The pods that were deleted and are made anew by their deployment.
     pub recreated: Vec<String>,
     /// Heals of this run, this one included.
@@ -101,7 +99,7 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
             recreated.push(name.clone());
         }
     }
-    Ok(Output { done: true, recreated, heals: input.heals + 1, retry_after_seconds: wait(input.heals) })
+    Ok(Output { recreated, heals: input.heals + 1, retry_after_seconds: wait(input.heals) })
 }
 
 #[cfg(test)]

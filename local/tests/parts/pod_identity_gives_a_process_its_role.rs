@@ -1,8 +1,6 @@
 //! Pod Identity from the association to an AWS call: a real process, the agent of its node, EKS Auth, STS, EC2.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::time::{Duration, Instant};
-
 use http::Method;
 use k8s_openapi::api::core::v1::{Pod, ServiceAccount};
 use kube::api::{Api, LogParams, PostParams};
@@ -11,6 +9,8 @@ use serde_json::{Value, json};
 use slipway_local::cloud::{ACCOUNT, Cloud, CloudConfig, Kubernetes, REGION};
 use slipway_local::gateway::call::{Aws, AwsError};
 use slipway_local::gateway::wire;
+
+use crate::common::eventually;
 
 /// The administrator of a cloud with one cluster.
 struct Admin {
@@ -102,18 +102,6 @@ impl Admin {
         let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
         kube::Client::try_from(config).unwrap()
-    }
-}
-
-/// Asks until there is something, for at most two minutes: seconds on an idle machine.
-async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = ask().await {
-            return found;
-        }
-        assert!(began.elapsed() < Duration::from_mins(2), "waited in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

@@ -38,9 +38,7 @@ async fn a_cluster_that_others_made_is_adopted() {
     let ended = deployed.run_machine("slipway-teardown", &asked).await.unwrap();
     assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
     let after = account::inventory(config).await.unwrap();
-    let lost: Vec<_> = others.difference(&after).collect();
-    let left: Vec<_> = after.difference(&others).collect();
-    assert!(lost.is_empty() && left.is_empty(), "others lost {lost:#?}; of shop is left {left:#?}");
+    account::same(&others, &after).unwrap();
     deployed.cloud.stop().await;
 }
 

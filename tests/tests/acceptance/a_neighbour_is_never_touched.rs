@@ -70,9 +70,7 @@ async fn a_neighbour_is_never_touched() {
     assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
     assert!(ended.output["notes"][0].as_str().unwrap().contains("the control plane is FAILED"), "{}", ended.output);
     let after = inventory(&deployed).await;
-    let lost: Vec<_> = neighbours.difference(&after).collect();
-    let left: Vec<_> = after.difference(&neighbours).collect();
-    assert!(lost.is_empty() && left.is_empty(), "a neighbour lost {lost:#?}; of demo is left {left:#?}");
+    account::same(&neighbours, &after).unwrap();
 
     swept_by_a_pattern_that_fits_one(&deployed, &before, &neighbours).await;
     deployed.cloud.stop().await;

@@ -121,8 +121,6 @@ async fn life(deployed: &Deployed, name: &str, making: &[&str], taking: &[&str])
     let finished = deployed.insist("slipway-teardown", &teardown(name)).await.unwrap();
     assert_eq!(finished.status, "SUCCEEDED", "after {taking:?}: {}: {}", finished.error, finished.cause);
     let after = account::inventory(&deployed.config).await.unwrap();
-    let left: Vec<_> = after.difference(&before).collect();
-    let lost: Vec<_> = before.difference(&after).collect();
-    assert!(left.is_empty() && lost.is_empty(), "after {taking:?}: left {left:#?}, lost {lost:#?}");
+    account::same(&before, &after).unwrap_or_else(|differs| panic!("after {taking:?}: {differs}"));
     seconds
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, PersistentVolumeClaim, Pod, Service};
@@ -14,7 +14,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use slipway_local::cloud::{ACCOUNT, Kubernetes, REGION};
 use slipway_statemachine::{ClusterKey, names};
-use slipway_tests::{account, cloud::Deployed, repository};
+use slipway_tests::{account, cloud::Deployed, repository, wait::eventually};
 
 /// What a teardown may find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,9 +119,7 @@ async fn taken_away(deployed: &Deployed, name: &str, state: State) -> Duration {
         assert_eq!(rest.status, "SUCCEEDED", "{state:?}: {}: {}", rest.error, rest.cause);
     }
     let after = account::inventory(&deployed.config).await.unwrap();
-    let left: Vec<_> = after.difference(&before).collect();
-    let lost: Vec<_> = before.difference(&after).collect();
-    assert!(left.is_empty() && lost.is_empty(), "{state:?}: left {left:#?}, lost {lost:#?}");
+    account::same(&before, &after).unwrap_or_else(|differs| panic!("{state:?}: {differs}"));
     ended.took
 }
 
@@ -129,7 +127,7 @@ async fn taken_away(deployed: &Deployed, name: &str, state: State) -> Duration {
 async fn stop_while_nodes_are_made(deployed: &Deployed, name: &str) {
     let eks = aws_sdk_eks::Client::new(&deployed.config);
     let execution = deployed.start_machine("slipway-provision", &spec(name)).await.unwrap();
-    until("a node group in creation", async || {
+    eventually("a node group in creation", async || {
         let group = eks.describe_nodegroup().cluster_name(name).nodegroup_name("core").send().await.ok()?.nodegroup?;
         (group.status?.as_str() == "CREATING").then_some(())
     })
@@ -177,13 +175,13 @@ async fn open_a_shop(admin: &kube::Client) {
 
     let (pods, services) =
         (Api::<Pod>::namespaced(admin.clone(), SHOP), Api::<Service>::namespaced(admin.clone(), SHOP));
-    until("two pods that run", async || {
+    eventually("two pods that run", async || {
         let listed = pods.list(&ListParams::default()).await.ok()?.items;
         let running = |pod: &Pod| pod.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Running"));
         (listed.len() == 2 && listed.iter().all(running)).then_some(())
     })
     .await;
-    until("two load balancers", async || {
+    eventually("two load balancers", async || {
         let listed = services.list(&ListParams::default()).await.ok()?.items;
         let balanced = |service: &&Service| {
             let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
@@ -228,7 +226,7 @@ async fn bring_into(deployed: &Deployed, name: &str, admin: &kube::Client, state
             create::<Deployment>(admin, deployment("waiting", "arm64", "spot", 3, None)).await;
             let ec2 = aws_sdk_ec2::Client::new(&deployed.config);
             let nodes: Api<Node> = Api::all(admin.clone());
-            until("a machine that is no node", async || {
+            eventually("a machine that is no node", async || {
                 let mut pages = ec2.describe_instances().into_paginator().items().send();
                 let mut machines = 0;
                 while let Some(reservation) = pages.next().await {
@@ -253,7 +251,7 @@ async fn bring_into(deployed: &Deployed, name: &str, admin: &kube::Client, state
             let pods: Api<Pod> = Api::namespaced(admin.clone(), "karpenter");
             let now = DeleteParams::default().grace_period(0);
             pods.delete_collection(&now, &ListParams::default()).await.unwrap();
-            until("a controller that crashed", async || {
+            eventually("a controller that crashed", async || {
                 let listed = pods.list(&ListParams::default()).await.ok()?.items;
                 let restarts = |pod: &Pod| {
                     let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.clone());
@@ -271,7 +269,7 @@ async fn bring_into(deployed: &Deployed, name: &str, admin: &kube::Client, state
             let namespaces: Api<Namespace> = Api::all(admin.clone());
             namespaces.delete("karpenter", &DeleteParams::default()).await.unwrap();
             let pods: Api<Pod> = Api::namespaced(admin.clone(), "karpenter");
-            until("a namespace with nothing but what holds it", async || {
+            eventually("a namespace with nothing but what holds it", async || {
                 pods.list(&ListParams::default()).await.ok()?.items.is_empty().then_some(())
             })
             .await;
@@ -311,7 +309,7 @@ async fn thrown_away(deployed: &Deployed, name: &str, each: u32) -> BTreeMap<Str
     }
     let nodes: Api<Node> = Api::all(admin.clone());
     let launched = ListParams::default().labels("karpenter.sh/initialized=true");
-    until("all nodes", async || {
+    eventually("all nodes", async || {
         let listed = nodes.list(&launched).await.ok()?.items;
         (listed.len() >= usize::try_from(each).ok()? * 2).then_some(())
     })
@@ -336,13 +334,4 @@ where
         + Serialize,
 {
     Api::<T>::namespaced(admin.clone(), SHOP).create(&PostParams::default(), &object(json)).await.unwrap();
-}
-
-/// Looks again until a condition holds, for two minutes at most.
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> Option<()>) {
-    let began = Instant::now();
-    while holds().await.is_none() {
-        assert!(began.elapsed() < Duration::from_mins(2), "{what}: not within two minutes");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
 }

@@ -23,7 +23,7 @@ use slipway_local::cloud::{ACCOUNT, REGION};
 use slipway_local::services::capacity::Shortage;
 use slipway_statemachine::ErrorName;
 use slipway_tests::identity::{CLUSTER, NAMESPACE, PACE, Waited, Workbench};
-use slipway_tests::{repository, secrets};
+use slipway_tests::{repository, secrets, wait::eventually};
 
 /// What the machine may take beyond a mistake's own patience, in its seconds: controllers that start, fail and back off
 /// on a busy machine, where one second is ten of these.
@@ -297,12 +297,12 @@ where
         "metadata": { "name": "tiny" }, "spec": { "containers": [{ "name": "x", "image": "x", "resources": { "requests": { "memory": "65Mi" }, "limits": { "memory": "65Mi" } } }] },
     }));
     let dry = PostParams { dry_run: true, ..PostParams::default() };
-    eventually(what, || async { pods.create(&dry, &probe).await.is_err().then_some(()) }).await;
+    eventually(what, async || pods.create(&dry, &probe).await.is_err().then_some(())).await;
     table.bench.recreate_pods().await.unwrap();
     let patience = if name == ErrorName::PodQuotaExceeded { Kind::Quota } else { Kind::AdmissionRefused }.patience();
     table.ends(what, name, patience).await;
     api.delete("tiny", &DeleteParams::default()).await.unwrap();
-    eventually(what, || async { pods.create(&dry, &probe).await.is_ok().then_some(()) }).await;
+    eventually(what, async || pods.create(&dry, &probe).await.is_ok().then_some(())).await;
     table.bench.recreate_pods().await.unwrap();
     table.mended(what).await;
 }
@@ -375,7 +375,7 @@ async fn forget_capacity(table: &mut Table<'_>) {
     let pods: Api<Pod> = Api::namespaced(table.bench.admin.clone(), "slipway-verify");
     let now = DeleteParams::default().grace_period(0);
     pods.delete_collection(&now, &ListParams::default()).await.unwrap();
-    eventually("the test pods' end", || async {
+    eventually("the test pods' end", async || {
         pods.list(&ListParams::default()).await.unwrap().items.is_empty().then_some(())
     })
     .await;
@@ -420,7 +420,7 @@ async fn a_crd_that_is_gone(table: &mut Table<'_>) {
     let bench = table.bench;
     let crds: Api<CustomResourceDefinition> = Api::all(bench.admin.clone());
     crds.delete("nodepools.karpenter.sh", &DeleteParams::default()).await.unwrap();
-    eventually("the definition's end", || async {
+    eventually("the definition's end", async || {
         crds.get_opt("nodepools.karpenter.sh").await.unwrap().is_none().then_some(())
     })
     .await;
@@ -443,17 +443,5 @@ async fn taint(bench: &Workbench, taints: &Value) {
         let name = node.metadata.name.unwrap();
         let patch = Patch::Merge(json!({ "spec": { "taints": taints } }));
         nodes.patch(&name, &PatchParams::default(), &patch).await.unwrap();
-    }
-}
-
-/// Asks until there is something, for at most a minute: a second or two on an idle machine.
-async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = ask().await {
-            return found;
-        }
-        assert!(began.elapsed() < Duration::from_mins(1), "waited in vain for {what}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use slipway_local::cloud::{Cloud, CloudConfig, Kubernetes, REGION};
 use slipway_local::services::capacity::Shortage;
 use slipway_local::services::images;
+use slipway_tests::wait::eventually;
 use tokio::process::Command;
 
 const ZONE: &str = "eu-west-1a";
@@ -62,17 +63,6 @@ fn violation(text: impl Into<String>) -> (String, String) {
 
 fn filter(name: &str, value: &str) -> Filter {
     Filter::builder().name(name).values(value).build()
-}
-
-/// Asks until it is so, for at most ten seconds.
-async fn eventually<F: Future<Output = bool>>(what: &str, mut ask: impl FnMut() -> F) {
-    for _ in 0..100 {
-        if ask().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    panic!("waited in vain: {what}");
 }
 
 struct Network {
@@ -160,8 +150,10 @@ async fn load_balancers_hold_their_groups_beyond_their_end(sdk: &SdkConfig, vpc:
     network.delete_load_balancer().load_balancer_arn(arn).send().await.unwrap();
     let held = violation(format!("resource {id} has a dependent object"));
     assert_eq!(refused(ec2.delete_security_group().group_id(&id).send().await), held);
-    eventually("the interfaces go", || async { of_group().send().await.unwrap().network_interfaces().is_empty() })
-        .await;
+    eventually("the interfaces go", async || {
+        of_group().send().await.unwrap().network_interfaces().is_empty().then_some(())
+    })
+    .await;
     ec2.delete_security_group().group_id(&id).send().await.unwrap();
 }
 
@@ -201,7 +193,8 @@ async fn gateways_hold_addresses_and_subnets(ec2: &Ec2, vpc: &str, subnet: &str)
     };
     assert_eq!(state().await, "deleting");
     assert_eq!(refused(ec2.release_address().allocation_id(&address).send().await), in_use, "until it is gone");
-    eventually("the NAT gateway is deleted, and still described", async || state().await == "deleted").await;
+    eventually("the NAT gateway is deleted, and still described", async || (state().await == "deleted").then_some(()))
+        .await;
     let text = "NAT gateway nat-0123456789abcdef0 was not found";
     let unknown = ec2.delete_nat_gateway().nat_gateway_id("nat-0123456789abcdef0").send().await;
     assert_eq!(refused(unknown), said("NatGatewayNotFound", text));
@@ -234,7 +227,7 @@ async fn groups_are_held_by_rules_and_interfaces(ec2: &Ec2, vpc: &str, subnet: &
     let endpoints = async || ec2.describe_vpc_endpoints().filters(filter("vpc-id", vpc)).send().await.unwrap();
     let state = endpoints().await.vpc_endpoints()[0].state().unwrap().as_str().to_owned();
     assert_eq!(state.to_lowercase(), "deleting");
-    eventually("the endpoint is gone", async || endpoints().await.vpc_endpoints().is_empty()).await;
+    eventually("the endpoint is gone", async || endpoints().await.vpc_endpoints().is_empty().then_some(())).await;
 
     let interface = ec2.create_network_interface().subnet_id(subnet).groups(&group).send().await.unwrap();
     let interface = interface.network_interface.unwrap().network_interface_id.unwrap();
@@ -357,12 +350,14 @@ async fn what_a_machine_holds_goes_with_it(ec2: &Ec2, instance: &str, group: &st
         let described = ec2.describe_instances().instance_ids(instance).send().await.unwrap();
         described.reservations()[0].instances()[0].state().unwrap().name().unwrap().as_str().to_owned()
     };
-    eventually("the machine is terminated, and still described", async || state().await == "terminated").await;
+    eventually("the machine is terminated, and still described", async || {
+        (state().await == "terminated").then_some(())
+    })
+    .await;
     let left = ec2.describe_network_interfaces().filters(filter("subnet-id", subnet)).send().await.unwrap();
     assert_eq!(left.network_interfaces().len(), 0);
     ec2.delete_subnet().subnet_id(subnet).send().await.unwrap();
-    eventually("nobody holds the group", async || ec2.delete_security_group().group_id(group).send().await.is_ok())
-        .await;
+    eventually("nobody holds the group", async || ec2.delete_security_group().group_id(group).send().await.ok()).await;
 }
 
 /// A trust policy that is `extra` characters longer than it need be.

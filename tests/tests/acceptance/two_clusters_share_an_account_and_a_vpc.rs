@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use aws_sdk_cloudformation::types::{Capability, Parameter, StackStatus};
@@ -31,7 +32,8 @@ async fn soak_two_clusters_share_an_account_and_a_vpc() {
     };
     let (one, other) = (spec("demo", &[]), spec("demo-2", &shared.subnets));
     let (first, second) = tokio::join!(deployed.provision(&one), deployed.provision(&other));
-    for ended in [first.unwrap(), second.unwrap()] {
+    let (first, second) = (first.unwrap(), second.unwrap());
+    for ended in [&first, &second] {
         assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
     }
 
@@ -58,10 +60,22 @@ async fn soak_two_clusters_share_an_account_and_a_vpc() {
     assert_eq!(deployed.kubernetes_mutations("demo-2").unwrap()[objects..], Vec::<String>::new());
     assert_eq!(settled(&deployed, "demo-2").await, others);
 
-    let torn = deployed.run_machine("slipway-teardown", &json!({"name": "demo-2"})).await.unwrap();
-    assert_eq!(torn.status, "SUCCEEDED", "{}: {}", torn.error, torn.cause);
+    let rest = deployed.run_machine("slipway-teardown", &json!({"name": "demo-2"})).await.unwrap();
+    assert_eq!(rest.status, "SUCCEEDED", "{}: {}", rest.error, rest.cause);
     assert_eq!(account::inventory(&deployed.config).await.unwrap(), before);
     deployed.cloud.stop().await;
+    let mut report = "| demo and demo-2 in one VPC that is neither's | |\n|---|---|\n".to_owned();
+    for (what, figure) in [
+        ("made at the same time, s", format!("{}, {}", first.took.as_secs(), second.took.as_secs())),
+        ("nodes and instances in common", "none".to_owned()),
+        ("demo taken away, s", torn.took.as_secs().to_string()),
+        ("what demo-2 and the network lost by it", "nothing".to_owned()),
+        ("what a run of demo-2 changed after that", "nothing".to_owned()),
+        ("demo-2 taken away, s; account as before", rest.took.as_secs().to_string()),
+    ] {
+        writeln!(report, "| {what} | {figure} |").unwrap();
+    }
+    repository::report("two clusters", &report).unwrap();
 }
 
 /// A VPC with two private subnets, made by hand from the template that is there for it.

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::processes::{Child, spawn};
 
 use super::super::POD_IDENTITY_AGENT;
+use super::super::control_plane::FEWER_COLLECTIONS;
 use super::super::machines::Machine;
 use super::Cluster;
 use super::environment::{Place, variables};
@@ -228,6 +229,7 @@ impl Process {
         // A process outside of the cluster has no file to read its namespace from.
         environment.entry("LEADER_ELECTION_NAMESPACE".to_owned()).or_insert(namespace);
         for (name, value) in [
+            FEWER_COLLECTIONS,
             ("AWS_ENDPOINT_URL", config.aws_endpoint.as_str()),
             ("AWS_EC2_METADATA_DISABLED", "true"),
             ("HOSTNAME", &self.pod.name_any()),

@@ -79,9 +79,9 @@ fn cache() -> PathBuf {
     cache
 }
 
-/// Asks until there is something, for at most a minute: seconds on an idle machine.
+/// Asks until there is something, for at most two minutes: seconds on an idle machine.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
-    let found = tokio::time::timeout(Duration::from_mins(1), async {
+    let found = tokio::time::timeout(Duration::from_mins(2), async {
         loop {
             if let Some(found) = ask().await {
                 return found;

@@ -18,7 +18,7 @@ fn spec() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_event_makes_a_working_cluster() {
+async fn a_cluster_is_made_by_one_event() {
     let deployed = Deployed::start(Kubernetes::Real).await.unwrap();
     let listener = Listener::start(&deployed.config).await.unwrap();
 
@@ -141,10 +141,7 @@ async fn the_cluster_is_taken_away(deployed: &Deployed, before: &BTreeSet<String
     let ended = deployed.run_machine("slipway-teardown", &request).await.unwrap();
     assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
     assert_eq!(ended.output["notes"], json!([]), "nothing was skipped: {}", ended.output);
-    let after = account::inventory(&deployed.config).await.unwrap();
-    let left: Vec<_> = after.difference(before).collect();
-    let lost: Vec<_> = before.difference(&after).collect();
-    assert!(left.is_empty() && lost.is_empty(), "left: {left:#?}, lost: {lost:#?}");
+    account::same(before, &account::inventory(&deployed.config).await.unwrap()).unwrap();
     let deleted = listener.next("Cluster Deleted").await.unwrap();
     assert_eq!(deleted["detail"]["cluster"]["name"], "innovate-dev", "{deleted}");
 }
@@ -376,6 +373,9 @@ async fn the_table_remembers_the_run(deployed: &Deployed) {
     for step in ["preflight", "ensure-network", "create-cluster", "install-karpenter", "verify-capacity"] {
         assert!(steps.contains(step), "{step} left no row: {steps:?}");
     }
+    let open = rows.iter().filter(|(sk, row)| sk.contains("#STEP#") && row["status"] != "done");
+    let open: Vec<_> = open.map(|(sk, row)| format!("{sk}: {}", row["status"])).collect();
+    assert!(open.is_empty(), "of a run that succeeded every step is done: {open:?}");
     let lease = row("LEASE").unwrap();
     assert!(lease.get("execution").is_none_or(Value::is_null), "the lease is released: {lease}");
 }
@@ -417,6 +417,8 @@ struct Ran {
     transitions: usize,
     events: usize,
     took: Duration,
+    /// How long preflight looked; a plan does not open a run.
+    preflight: Option<Duration>,
 }
 
 impl Ran {
@@ -444,6 +446,7 @@ impl Ran {
             transitions: RunCost::of(&progress, &Prices::published().unwrap()).transitions,
             events: history.len(),
             took: ended.took,
+            preflight: preflight(deployed, &execution).await,
         }
     }
 
@@ -454,6 +457,14 @@ impl Ran {
     fn total(&self) -> (usize, usize) {
         self.calls.values().fold((0, 0), |sum, step| (sum.0 + step.0, sum.1 + step.1))
     }
+}
+
+/// The time in preflight's own code, in an execution's run.
+async fn preflight(deployed: &Deployed, execution: &str) -> Option<Duration> {
+    let rows = deployed.rows("innovate-dev").await.unwrap();
+    let (run, _) = rows.iter().find(|(sk, row)| sk.starts_with("RUN#") && row["execution"] == execution)?;
+    let (_, step) = rows.iter().find(|(sk, _)| *sk == format!("{run}#STEP#preflight"))?;
+    step["busyMillis"].as_u64().map(Duration::from_millis)
 }
 
 /// What a first run, a second and a plan ask AWS for, function by function, reported in docs/soak.md.
@@ -486,6 +497,9 @@ async fn soak_what_a_run_asks_for() {
     row("objects changed in Kubernetes", &|run| run.objects.to_string());
     row("state transitions", &|run| run.transitions.to_string());
     row("history events (of 25,000)", &|run| run.events.to_string());
+    row("seconds in preflight, whose calls are side by side", &|run| {
+        run.preflight.map_or_else(String::new, |took| format!("{:.1}", took.as_secs_f64()))
+    });
     row("seconds", &|run| format!("{:.0}", run.took.as_secs_f64()));
     let of_first = |run: &Ran| 100 * run.total().0 / first.total().0;
     writeln!(

@@ -56,13 +56,13 @@ async fn without_the_probe_controllers_crash_and_are_healed(bench: &Workbench, s
     recovered
 }
 
-/// Two of the table of mistakes, one that crashes and one that does not even that; the rest of it is soaked.
+/// Two of the table of mistakes, one in values and one in IAM; the rest of it is soaked.
 async fn what_is_wrong_for_good_ends_under_its_own_name(bench: &Workbench) {
-    let queue = json!({ "settings": { "interruptionQueue": "no-such-queue" } });
-    bench.install("irsa", &queue).await.unwrap();
+    let shift = json!({ "settings": { "enableZonalShift": true } });
+    bench.install("irsa", &shift).await.unwrap();
     let failure = bench.recover("irsa").await.unwrap_err();
-    assert_eq!(failure.error, "InterruptionQueueMissing", "{}", failure.cause);
-    assert!(failure.cause.contains("no-such-queue"), "{}", failure.cause);
+    assert_eq!(failure.error, "ZonalShiftNotRegistered", "{}", failure.cause);
+    assert!(failure.cause.contains(CLUSTER), "{}", failure.cause);
 
     let trust = slipway_karpenter::policy::web_identity_trust(
         &bench.provider(),
