@@ -13,6 +13,9 @@ use super::{AwsError, Eks, Request, again, in_use, invalid, invalid_request, not
 const CREATION: Duration = Duration::from_secs(45);
 /// How long a roll-out may take before the add-on is called DEGRADED.
 const PATIENCE: Duration = Duration::from_mins(3);
+/// How long an add-on that is rolled out may lack replicas before it is called DEGRADED. AWS does not say; nodes come and
+/// go here at Kubernetes' own pace, and one that does is no illness.
+const LACKING: Duration = Duration::from_mins(15);
 /// From DELETING until the add-on is gone.
 const DELETION: Duration = Duration::from_secs(30);
 /// Add-ons that EKS installs, unmanaged, into a cluster that does not ask otherwise.
@@ -64,7 +67,13 @@ impl Eks {
         if let Some(arns) = cluster.own(&id, &owner, &request.input["podIdentityAssociations"]) {
             view["podIdentityAssociations"] = json!(arns);
         }
-        let addon = Addon { view: view.clone(), request: request.input.clone(), since: Instant::now(), refusal: None };
+        let addon = Addon {
+            view: view.clone(),
+            request: request.input.clone(),
+            since: Instant::now(),
+            short: None,
+            refusal: None,
+        };
         cluster.addons.insert(name.to_owned(), addon);
         drop(state);
         self.roll_out(id, kind);
@@ -107,12 +116,15 @@ impl Eks {
         let refused = addon.refusal.clone().map(|reason| ("ConfigurationConflict", reason));
         let trouble = refused.or_else(|| shortage.map(|shortage| ("InsufficientNumberOfReplicas", shortage)));
         let settled = matches!(addon.view["status"].as_str(), Some("ACTIVE" | "DEGRADED"));
+        let lacking = self.config.clock.real(LACKING);
         match trouble {
             None => {
+                addon.short = None;
                 addon.view["status"] = json!("ACTIVE");
                 addon.view["health"] = json!({"issues": []});
                 cluster.end_updates(Subject::Addon(name), "Successful");
             }
+            Some(_) if settled && addon.short.get_or_insert_with(Instant::now).elapsed() < lacking => {}
             Some((code, message)) if settled || addon.since.elapsed() >= patience => {
                 addon.view["status"] = json!("DEGRADED");
                 addon.view["health"] = json!({"issues": [{"code": code, "message": message, "resourceIds": []}]});
@@ -169,6 +181,7 @@ impl Eks {
         addon.view["status"] = json!("UPDATING");
         addon.view["modifiedAt"] = now();
         addon.since = Instant::now();
+        addon.short = None;
         addon.refusal = None;
         let update = cluster.begin_update(Subject::Addon(name), "AddonUpdate", &params, &request.input);
         drop(state);

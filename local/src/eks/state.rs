@@ -52,6 +52,8 @@ pub(super) struct Addon {
     pub(super) request: Value,
     /// When the create or update that goes on began.
     pub(super) since: Instant,
+    /// Since when it lacks replicas though it was rolled out.
+    pub(super) short: Option<Instant>,
     /// What the cluster said to its objects, where it refused them.
     pub(super) refusal: Option<String>,
 }
