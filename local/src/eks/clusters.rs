@@ -71,6 +71,7 @@ impl Eks {
                 plane: None,
                 usable_from: None,
                 nodegroups: BTreeMap::new(),
+                fargate_profiles: BTreeMap::new(),
                 addons: BTreeMap::new(),
                 entries: creator.into_iter().collect(),
                 associations: BTreeMap::new(),
@@ -250,6 +251,9 @@ impl Eks {
         }
         if !cluster.nodegroups.is_empty() {
             return Err(in_use("Cluster has nodegroups attached"));
+        }
+        if !cluster.fargate_profiles.is_empty() {
+            return Err(in_use("Cluster has Fargate Profiles in ACTIVE/CREATING state"));
         }
         if matches!(cluster.status(), "CREATING" | "UPDATING") {
             return Err(in_use(format!("Cannot delete cluster {} while it is {}", id.name, cluster.status())));

@@ -11,6 +11,7 @@ mod amazon;
 pub mod auth;
 mod clusters;
 mod endpoint;
+mod fargate;
 mod injection;
 mod issuer;
 mod login;
@@ -185,6 +186,9 @@ impl Eks {
             "CreateNodegroup" => self.create_nodegroup(&request).await,
             "DescribeNodegroup" => self.describe_nodegroup(&request),
             "ListNodegroups" => self.list_nodegroups(&request),
+            "CreateFargateProfile" => self.create_fargate_profile(&request).await,
+            "DescribeFargateProfile" => self.describe_fargate_profile(&request),
+            "DeleteFargateProfile" => self.delete_fargate_profile(&request),
             "ListFargateProfiles" => self.list_fargate_profiles(&request),
             "UpdateNodegroupConfig" => self.update_nodegroup_config(&request),
             "DeleteNodegroup" => self.delete_nodegroup(&request),

@@ -304,12 +304,6 @@ impl Eks {
         request.page("nodegroups", &names)
     }
 
-    /// There are none: nothing here runs pods without nodes.
-    pub(super) fn list_fargate_profiles(&self, request: &Request) -> Result<Value, AwsError> {
-        self.state().cluster(&request.cluster())?;
-        request.page("fargateProfileNames", &[])
-    }
-
     pub(super) fn update_nodegroup_config(&self, request: &Request) -> Result<Value, AwsError> {
         let (id, name) = (request.cluster(), request.text("nodegroupName").to_owned());
         let input = &request.input;

@@ -33,6 +33,7 @@ pub(super) struct Cluster {
     /// When the issuer's documents are served: a while after ACTIVE.
     pub(super) usable_from: Option<Instant>,
     pub(super) nodegroups: BTreeMap<String, Nodegroup>,
+    pub(super) fargate_profiles: BTreeMap<String, FargateProfile>,
     pub(super) addons: BTreeMap<String, Addon>,
     /// By principal ARN.
     pub(super) entries: BTreeMap<String, AccessEntry>,
@@ -45,6 +46,11 @@ pub(super) struct Nodegroup {
     pub(super) view: Value,
     pub(super) request: Value,
     pub(super) instance_profile: String,
+}
+
+pub(super) struct FargateProfile {
+    pub(super) view: Value,
+    pub(super) request: Value,
 }
 
 pub(super) struct Addon {

@@ -20,6 +20,7 @@ impl Cluster {
     fn views(&mut self) -> impl Iterator<Item = &mut Value> {
         std::iter::once(&mut self.view)
             .chain(self.nodegroups.values_mut().map(|group| &mut group.view))
+            .chain(self.fargate_profiles.values_mut().map(|profile| &mut profile.view))
             .chain(self.addons.values_mut().map(|addon| &mut addon.view))
             .chain(self.entries.values_mut().map(|entry| &mut entry.view))
             .chain(self.associations.values_mut().map(|association| &mut association.view))
@@ -37,7 +38,9 @@ fn tagged<T>(
         return Err(AwsError::new(400, "BadRequestException", format!("Invalid ARN: {arn}")));
     }
     let is_it = |view: &&mut Value| {
-        ["arn", "nodegroupArn", "addonArn", "accessEntryArn", "associationArn"].iter().any(|name| view[*name] == arn)
+        ["arn", "nodegroupArn", "fargateProfileArn", "addonArn", "accessEntryArn", "associationArn"]
+            .iter()
+            .any(|name| view[*name] == arn)
     };
     let view = state.clusters.values_mut().flat_map(Cluster::views).find(is_it);
     let view = view.ok_or_else(|| AwsError::new(404, "NotFoundException", format!("Resource not found: {arn}")))?;

@@ -51,6 +51,7 @@ impl Neighbours {
         let (path, service) = match name {
             "cluster" => ("", "eks.amazonaws.com"),
             "node" => ("", "ec2.amazonaws.com"),
+            "fargate" => ("", "eks-fargate-pods.amazonaws.com"),
             "pod" | "untagged" => ("", "pods.eks.amazonaws.com"),
             "PlatformAdmin" => ("people/", "ec2.amazonaws.com"),
             _ => return Err(AwsError::new(404, "NoSuchEntity", format!("The role with name {name} cannot be found."))),
@@ -620,6 +621,33 @@ async fn addons_are_what_their_roll_out_is() {
         cloud.refused(Method::POST, path, &json!({"addonName": "coredns"})).await.code,
         "ResourceInUseException"
     );
+}
+
+#[tokio::test]
+async fn fargate_profiles_go_one_at_a_time_and_before_their_cluster() {
+    let cloud = Cloud::new();
+    cloud.demo().await;
+    let path = "/clusters/demo/fargate-profiles";
+    let role = format!("arn:aws:iam::{ACCOUNT}:role/fargate");
+    let wish =
+        |name: &str, role: &str| json!({"fargateProfileName": name, "podExecutionRoleArn": role, "selectors": []});
+    let pods = format!("arn:aws:iam::{ACCOUNT}:role/pod");
+    assert!(cloud.refused(Method::POST, path, &wish("one", &pods)).await.message.contains("eks-fargate-pods"));
+    let made = cloud.post(path, &wish("one", &role)).await["fargateProfile"].take();
+    assert_eq!((made["status"].as_str(), made["subnets"].as_array().map(Vec::len)), (Some("CREATING"), Some(2)));
+    let second = cloud.refused(Method::POST, path, &wish("two", &role)).await;
+    assert!(second.message.ends_with("currently has Fargate profile one in status CREATING"), "{second}");
+    cloud.until(&format!("{path}/one"), "fargateProfile", "ACTIVE").await;
+    cloud.post(path, &wish("two", &role)).await;
+    cloud.until(&format!("{path}/two"), "fargateProfile", "ACTIVE").await;
+    assert_eq!(cloud.get(path).await["fargateProfileNames"], json!(["one", "two"]));
+
+    let held = cloud.refused(Method::DELETE, "/clusters/demo", &Value::Null).await;
+    assert_eq!((held.code.as_str(), held.message.contains("Fargate Profiles")), ("ResourceInUseException", true));
+    let going = cloud.call(Method::DELETE, &format!("{path}/one"), &Value::Null).await.unwrap();
+    assert_eq!(going["fargateProfile"]["status"], "DELETING");
+    let busy = cloud.refused(Method::DELETE, &format!("{path}/two"), &Value::Null).await;
+    assert!(busy.message.ends_with("currently has Fargate profile one in status DELETING"), "{busy}");
 }
 
 #[tokio::test]

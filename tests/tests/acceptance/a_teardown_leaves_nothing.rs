@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
+use aws_sdk_eks::types::FargateProfileSelector;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, PersistentVolumeClaim, Pod, Service};
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
@@ -91,6 +92,7 @@ fn keeps_network(state: State) -> bool {
 async fn taken_away(deployed: &Deployed, name: &str, state: State) -> Duration {
     let number = STATES.iter().position(|one| *one == state).unwrap();
     eprintln!("{state:?}: to repeat it, set SLIPWAY_STATE={number}");
+    let fargate = role_of_fargate(deployed).await;
     let before = account::inventory(&deployed.config).await.unwrap();
     if state == State::NodeGroupInCreation {
         stop_while_nodes_are_made(deployed, name).await;
@@ -99,6 +101,7 @@ async fn taken_away(deployed: &Deployed, name: &str, state: State) -> Duration {
         assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
         let admin = deployed.admin(name).await.unwrap();
         open_a_shop(&admin).await;
+        run_pods_without_nodes(deployed, name, &fargate).await;
         bring_into(deployed, name, &admin, state).await;
     }
 
@@ -134,6 +137,30 @@ async fn stop_while_nodes_are_made(deployed: &Deployed, name: &str) {
     .await;
     let states = aws_sdk_sfn::Client::new(&deployed.config);
     states.stop_execution().execution_arn(execution).send().await.unwrap();
+}
+
+/// The account's own: it outlives clusters.
+async fn role_of_fargate(deployed: &Deployed) -> String {
+    let iam = aws_sdk_iam::Client::new(&deployed.config);
+    let trust = json!({ "Version": "2012-10-17", "Statement": [{
+        "Effect": "Allow", "Principal": { "Service": "eks-fargate-pods.amazonaws.com" }, "Action": "sts:AssumeRole",
+    }] });
+    // It may be there from the state before.
+    let _ = iam.create_role().role_name("FargatePods").assume_role_policy_document(trust.to_string()).send().await;
+    iam.get_role().role_name("FargatePods").send().await.unwrap().role.unwrap().arn
+}
+
+/// Two Fargate profiles that somebody added, of which EKS deletes one at a time.
+async fn run_pods_without_nodes(deployed: &Deployed, name: &str, role: &str) {
+    let eks = aws_sdk_eks::Client::new(&deployed.config);
+    for profile in ["nightly", "weekly"] {
+        let selector = FargateProfileSelector::builder().namespace(profile).build();
+        eventually("a Fargate profile", async || {
+            let call = eks.create_fargate_profile().cluster_name(name).fargate_profile_name(profile);
+            call.pod_execution_role_arn(role).selectors(selector.clone()).send().await.ok()
+        })
+        .await;
+    }
 }
 
 /// Pods on nodes of both architectures and both ways to pay, a volume, load balancers of both generations.

@@ -44,8 +44,8 @@ async fn the_race_is_probed_away_or_healed() {
 
 async fn without_the_probe_controllers_crash_and_are_healed(bench: &Workbench, seed: u64) -> Recovered {
     bench.forget().await.unwrap();
-    // As long as a controller takes to start, three times over.
-    bench.propagate(seed, 150, 160);
+    // Longer than a controller takes to start, and not as long as five heals with their waits.
+    bench.propagate(seed, 100, 110);
     bench.bind("irsa", "bind").await.unwrap();
     bench.install("irsa", &json!({})).await.unwrap();
     let recovered = bench.recover("irsa").await.unwrap();
@@ -129,7 +129,7 @@ async fn soak_of_the_identity() {
     ] {
         writeln!(report, "| {what} | {figure} |").unwrap();
     }
-    report.push_str("\n| without the probe, delays of 150 to 160 s | |\n|---|---|\n");
+    report.push_str("\n| without the probe, delays of 100 to 110 s | |\n|---|---|\n");
     for (what, figure) in [
         ("rounds in which the controller crashed and was diagnosed `IdentityRace`", format!("{RACES} of {RACES}")),
         ("heals in all", crashes.to_string()),

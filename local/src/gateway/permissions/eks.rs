@@ -11,6 +11,7 @@ use crate::gateway::wire;
 const PARTS: &[(&str, &str, &str)] = &[
     ("access-entries", "access-entry", "/accessEntry/accessEntryArn"),
     ("addons", "addon", "/addon/addonArn"),
+    ("fargate-profiles", "fargateprofile", "/fargateProfile/fargateProfileArn"),
     ("node-groups", "nodegroup", "/nodegroup/nodegroupArn"),
     ("pod-identity-associations", "podidentityassociation", "/association/associationArn"),
 ];
@@ -95,6 +96,9 @@ fn unnumbered(call: &Call, kind: &str, cluster: &str, id: &str) -> String {
 fn made_arn(call: &Call, segments: &[&str], body: &Value) -> String {
     let text = |member: &str| body[member].as_str().unwrap_or_default();
     match segments {
+        ["clusters", cluster, "fargate-profiles"] => {
+            unnumbered(call, "fargateprofile", cluster, text("fargateProfileName"))
+        }
         ["clusters", cluster, "node-groups"] => unnumbered(call, "nodegroup", cluster, text("nodegroupName")),
         ["clusters", cluster, "addons"] => unnumbered(call, "addon", cluster, text("addonName")),
         ["clusters", cluster, "access-entries"] => unnumbered(call, "access-entry", cluster, text("principalArn")),
