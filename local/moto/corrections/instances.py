@@ -1,9 +1,11 @@
-"""RunInstances minds its token, its image and its type; a terminated machine is shutting down, then terminated, then gone.
+"""RunInstances minds its token, its image and its type; a terminated machine is shutting down, then terminated, then gone,
+and takes no volume.
 
 moto runs anything, again at every retry, and terminates at once and for ever. Source: Amazon EC2 API Reference,
 RunInstances; "Ensuring idempotency" (IdempotentParameterMismatch); "Error codes" (InvalidAMIID.NotFound,
-InvalidParameterValue, Unsupported, InsufficientInstanceCapacity); InstanceState (shutting-down, terminated); EC2 User Guide,
-"Terminate Amazon EC2 instances" (a terminated instance remains visible for a while, here for what was long an hour).
+InvalidParameterValue, Unsupported, InsufficientInstanceCapacity, IncorrectState); InstanceState (shutting-down,
+terminated); EC2 User Guide, "Terminate Amazon EC2 instances" (a terminated instance remains visible for a while, here for
+what was long an hour).
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ _lock = threading.Lock()
 def apply() -> None:
     """Replaces how machines are launched twice, and how they end."""
     refusals.before("ec2", "RunInstances", _check)
+    refusals.before("ec2", "AttachVolume", _check_stays)
     run, terminate = InstanceResponse.run_instances, Instance.terminate
 
     def run_instances(self: Any) -> Any:
@@ -100,6 +103,13 @@ def _check(response: Any, parameters: Any) -> None:
         paid = "spot" if market.get("MarketType") == "spot" else "on-demand"
         if capacity.lacks(name, zone, paid):
             raise refusals.Refusal(500, "InsufficientInstanceCapacity", capacity.message(name, zone, paid))
+
+
+def _check_stays(response: Any, parameters: Any) -> None:
+    """What attaches a volume to a machine that goes would hold it for ever."""
+    instance = response.ec2_backend.get_instance(parameters["InstanceId"])
+    if instance.state in ("shutting-down", "terminated"):
+        raise EC2ClientError("IncorrectState", f"Instance '{instance.id}' is not 'running'.")
 
 
 def _image(backend: Any, image_id: str | None) -> Any:

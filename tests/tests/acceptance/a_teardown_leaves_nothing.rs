@@ -6,9 +6,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
+use aws_sdk_ec2::types::Filter;
 use aws_sdk_eks::types::FargateProfileSelector;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, PersistentVolumeClaim, Pod, Service};
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::{Api, DeleteParams, ListParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use serde::{Serialize, de::DeserializeOwned};
@@ -121,6 +123,9 @@ async fn taken_away(deployed: &Deployed, name: &str, state: State) -> Duration {
             deployed.run_machine("slipway-teardown", &json!({ "name": name, "network": "delete" })).await.unwrap();
         assert_eq!(rest.status, "SUCCEEDED", "{state:?}: {}: {}", rest.error, rest.cause);
     }
+    let retained = take_retained(deployed, name).await;
+    let knew = !unreachable && state != State::NodeGroupInCreation;
+    assert_eq!(retained, usize::from(knew), "{state:?}: volumes whose class says that they stay");
     let after = account::inventory(&deployed.config).await.unwrap();
     account::same(&before, &after).unwrap_or_else(|differs| panic!("{state:?}: {differs}"));
     ended.took
@@ -137,6 +142,19 @@ async fn stop_while_nodes_are_made(deployed: &Deployed, name: &str) {
     .await;
     let states = aws_sdk_sfn::Client::new(&deployed.config);
     states.stop_execution().execution_arn(execution).send().await.unwrap();
+}
+
+/// Deletes the volumes that a teardown left because their class says so; answers how many there were.
+async fn take_retained(deployed: &Deployed, name: &str) -> usize {
+    let ec2 = aws_sdk_ec2::Client::new(&deployed.config);
+    let marked = Filter::builder().name("tag:slipway:retained").values(name).build();
+    let mut pages = ec2.describe_volumes().filters(marked).into_paginator().items().send();
+    let mut taken = 0;
+    while let Some(volume) = pages.next().await {
+        ec2.delete_volume().volume_id(volume.unwrap().volume_id.unwrap()).send().await.unwrap();
+        taken += 1;
+    }
+    taken
 }
 
 /// The account's own: it outlives clusters.
@@ -167,19 +185,26 @@ async fn run_pods_without_nodes(deployed: &Deployed, name: &str, role: &str) {
 async fn open_a_shop(admin: &kube::Client) {
     let namespace: Namespace = object(json!({ "metadata": { "name": SHOP } }));
     Api::<Namespace>::all(admin.clone()).create(&PostParams::default(), &namespace).await.unwrap();
-    create::<PersistentVolumeClaim>(
-        admin,
-        json!({
-            "metadata": { "name": "data" },
-            "spec": {
-                "accessModes": ["ReadWriteOnce"], "storageClassName": "gp3",
-                "resources": { "requests": { "storage": "4Gi" } },
-            },
-        }),
-    )
-    .await;
+    let archive: StorageClass = object(json!({
+        "metadata": { "name": "archive" }, "provisioner": "ebs.csi.aws.com", "reclaimPolicy": "Retain",
+        "volumeBindingMode": "WaitForFirstConsumer",
+    }));
+    Api::<StorageClass>::all(admin.clone()).create(&PostParams::default(), &archive).await.unwrap();
+    for (name, class) in [("data", "gp3"), ("ledger", "archive")] {
+        create::<PersistentVolumeClaim>(
+            admin,
+            json!({
+                "metadata": { "name": name },
+                "spec": {
+                    "accessModes": ["ReadWriteOnce"], "storageClassName": class,
+                    "resources": { "requests": { "storage": "4Gi" } },
+                },
+            }),
+        )
+        .await;
+    }
     create::<Deployment>(admin, deployment("stock", "amd64", "spot", 1, Some("data"))).await;
-    create::<Deployment>(admin, deployment("till", "arm64", "on-demand", 1, None)).await;
+    create::<Deployment>(admin, deployment("till", "arm64", "on-demand", 1, Some("ledger"))).await;
     let ports = json!([{ "port": 80, "targetPort": 8080 }]);
     create::<Service>(
         admin,

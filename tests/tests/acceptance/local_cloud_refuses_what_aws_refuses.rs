@@ -346,6 +346,10 @@ async fn what_a_machine_holds_goes_with_it(ec2: &Ec2, instance: &str, group: &st
     let ending = ec2.terminate_instances().set_instance_ids(Some(all)).send().await.unwrap();
     let states = ending.terminating_instances().iter().map(|one| one.current_state().unwrap().name().unwrap().as_str());
     assert!(states.into_iter().all(|state| state == "shutting-down"));
+    let volume = ec2.create_volume().availability_zone(ZONE).size(1).send().await.unwrap().volume_id.unwrap();
+    let attaching = ec2.attach_volume().volume_id(&volume).instance_id(instance).device("/dev/sdf").send().await;
+    assert_eq!(refused(attaching), said("IncorrectState", format!("Instance '{instance}' is not 'running'.")));
+    ec2.delete_volume().volume_id(volume).send().await.unwrap();
     let state = async || {
         let described = ec2.describe_instances().instance_ids(instance).send().await.unwrap();
         described.reservations()[0].instances()[0].state().unwrap().name().unwrap().as_str().to_owned()
