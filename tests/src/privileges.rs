@@ -96,16 +96,21 @@ pub fn written(tour: &str) -> anyhow::Result<BTreeSet<String>> {
     Ok(repository::read(&file(tour))?.lines().map(str::to_owned).collect())
 }
 
-/// Compares what a tour used with what is written down of it; writes it down where `SLIPWAY_WRITE_PRIVILEGES` is set.
+/// Compares what a tour used with what is written down of it; writes it down where `SLIPWAY_WRITE_PRIVILEGES` is set,
+/// without what is written down of the tours that it goes on from.
 ///
 /// # Errors
 /// Privileges that are written down as used, that the template still gives, and that the tour did not use.
-pub fn compare(deployed: &Deployed, tour: &str) -> anyhow::Result<()> {
+pub fn compare(deployed: &Deployed, tour: &str, after: &[&str]) -> anyhow::Result<()> {
     let template = template()?;
     let used: BTreeSet<String> =
         used(&template, &deployed.cloud.gateway().used()).iter().map(ToString::to_string).collect();
     if std::env::var_os("SLIPWAY_WRITE_PRIVILEGES").is_some() {
-        let mut lines: Vec<&str> = used.iter().map(String::as_str).collect();
+        let mut before = BTreeSet::new();
+        for tour in after {
+            before.append(&mut written(tour)?);
+        }
+        let mut lines: Vec<&str> = used.difference(&before).map(String::as_str).collect();
         lines.push("");
         return std::fs::write(repository::root().join(file(tour)), lines.join("\n"))
             .context("write the privileges down");

@@ -41,11 +41,12 @@ async fn a_cluster_is_made_by_one_event() {
     what_eks_cannot_change_is_refused_before_anything_is_touched(&deployed).await;
     what_bears_no_tag_is_taken_over_only_when_asked(&deployed).await;
     nobody_was_denied_anything(&deployed);
-    privileges::compare(&deployed, "provision").unwrap();
+    privileges::compare(&deployed, "provision", &[]).unwrap();
 
     the_cluster_is_taken_away(&deployed, &before, &listener).await;
     what_is_gone_may_be_taken_away_again(&deployed).await;
     nobody_was_denied_anything(&deployed);
+    privileges::compare(&deployed, "teardown", &["provision"]).unwrap();
     deployed.cloud.stop().await;
 }
 

@@ -9,7 +9,7 @@ use aws_config::SdkConfig;
 use aws_sdk_ec2::types::{ResourceType, Tag, TagSpecification};
 use serde_json::json;
 use slipway_local::cloud::{ACCOUNT, Kubernetes, REGION};
-use slipway_tests::{account, cloud::Deployed};
+use slipway_tests::{account, cloud::Deployed, privileges};
 
 const TRUST: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":["ec2.amazonaws.com","eks.amazonaws.com"]},"Action":"sts:AssumeRole"}]}"#;
 const POLICY: &str =
@@ -39,6 +39,7 @@ async fn a_cluster_that_others_made_is_adopted() {
     assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
     let after = account::inventory(config).await.unwrap();
     account::same(&others, &after).unwrap();
+    privileges::compare(&deployed, "adopted", &["teardown"]).unwrap();
     deployed.cloud.stop().await;
 }
 

@@ -11,7 +11,7 @@ use slipway_karpenter::policy::interruption_rules;
 use slipway_local::cloud::{ACCOUNT, Kubernetes, REGION};
 use slipway_local::gateway::call::Aws;
 use slipway_statemachine::{ClusterKey, names};
-use slipway_tests::{account, cloud::Deployed};
+use slipway_tests::{account, cloud::Deployed, privileges};
 
 const EC2_TRUST: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}"#;
 const EKS_TRUST: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"eks.amazonaws.com"},"Action":"sts:AssumeRole"}]}"#;
@@ -73,6 +73,7 @@ async fn a_neighbour_is_never_touched() {
     account::same(&neighbours, &after).unwrap();
 
     swept_by_a_pattern_that_fits_one(&deployed, &before, &neighbours).await;
+    privileges::compare(&deployed, "leftovers", &["teardown"]).unwrap();
     deployed.cloud.stop().await;
 }
 

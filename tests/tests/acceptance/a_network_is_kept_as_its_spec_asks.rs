@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use slipway_local::cloud::{ACCOUNT, Kubernetes, REGION};
 use slipway_local::gateway::call::Aws;
 use slipway_states::failure::Failure;
-use slipway_tests::cloud::Deployed;
+use slipway_tests::{cloud::Deployed, privileges};
 
 const ZONES: [&str; 3] = ["eu-west-1a", "eu-west-1b", "eu-west-1c"];
 
@@ -100,6 +100,7 @@ async fn a_network_is_kept_as_its_spec_asks() {
     its_drift_is_found(&deployed, &aws, &output).await;
     a_failure_is_told_and_cleared_away(&deployed, &aws).await;
     others_networks_are_checked_and_shared(&deployed, &aws, &output).await;
+    privileges::compare(&deployed, "networks", &["provision", "teardown"]).unwrap();
     deployed.cloud.stop().await;
 }
 

@@ -17,7 +17,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use slipway_local::cloud::{ACCOUNT, Kubernetes, REGION};
 use slipway_statemachine::{ClusterKey, names};
-use slipway_tests::{account, cloud::Deployed, repository, wait::eventually};
+use slipway_tests::{account, cloud::Deployed, privileges, repository, wait::eventually};
 
 /// What a teardown may find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,6 +122,9 @@ async fn taken_away(deployed: &Deployed, name: &str, state: State) -> Duration {
         let rest =
             deployed.run_machine("slipway-teardown", &json!({ "name": name, "network": "delete" })).await.unwrap();
         assert_eq!(rest.status, "SUCCEEDED", "{state:?}: {}: {}", rest.error, rest.cause);
+    }
+    if state == State::SpotAndOnDemand {
+        privileges::compare(deployed, "workloads", &["provision", "teardown", "leftovers"]).unwrap();
     }
     let retained = take_retained(deployed, name).await;
     let knew = !unreachable && state != State::NodeGroupInCreation;

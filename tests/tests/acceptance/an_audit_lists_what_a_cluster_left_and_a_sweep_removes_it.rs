@@ -8,7 +8,7 @@ use aws_sdk_ec2::types::{ResourceType, Tag, TagSpecification};
 use serde_json::{Value, json};
 use slipway_local::cloud::{ACCOUNT, Kubernetes, REGION};
 use slipway_statemachine::{ClusterKey, names};
-use slipway_tests::cloud::Deployed;
+use slipway_tests::{cloud::Deployed, privileges};
 
 /// What a cluster leaves that nobody took away: the ARNs of what bears our tag, and of what only others' tags, paths and
 /// names tell.
@@ -202,5 +202,6 @@ async fn an_audit_lists_what_a_cluster_left_and_a_sweep_removes_it() {
     assert_eq!(audit(&cloud, "demo").await, BTreeSet::new());
     assert_eq!(audit(&cloud, "demo-2").await, neighbour.all());
 
+    privileges::compare(&cloud, "sweep", &["teardown", "leftovers"]).unwrap();
     cloud.cloud.stop().await;
 }
