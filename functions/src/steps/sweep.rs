@@ -10,7 +10,10 @@ use time::OffsetDateTime;
 use tracing::info;
 
 use super::audit::{self, Scope};
-use crate::{Context, aws::removal::remove};
+use crate::{
+    Context,
+    aws::{removal::remove, stacks},
+};
 
 /// Removes what an audit found.
 #[derive(Debug)]
@@ -220,6 +223,11 @@ async fn sweep(cx: &Context, scope: &Scope, plan: &[Finding]) -> Result<Progress
         let mut removed = 0;
         for finding in staying.into_iter().take(AT_ONCE) {
             free(cx, scope, finding).await?;
+            // It is asked to go once more; if that goes on, whoever waits knows why.
+            if finding.kind == Kind::Stack && finding.because.ends_with("(DELETE_FAILED)") {
+                let reason = stacks::reason(cx.aws.cloudformation(), &finding.name, "DELETE_FAILED").await?;
+                blocked.push(format!("The stack {} was DELETE_FAILED: {reason}.", finding.name));
+            }
             match remove(cx, finding.kind, &finding.arn, &finding.name).await {
                 Ok(_) => {
                     info!(arn = finding.arn, because = finding.because, "removed");
@@ -233,7 +241,11 @@ async fn sweep(cx: &Context, scope: &Scope, plan: &[Finding]) -> Result<Progress
         }
         if removed + leaving.len() > 0 {
             let (kind, of, left) = (kind.as_str(), plan.len(), leaving.len());
-            let detail = format!("removed {removed} of kind {kind}, {left} are leaving; {of} were there");
+            let mut detail = format!("removed {removed} of kind {kind}, {left} are leaving; {of} were there");
+            for why in blocked {
+                detail.push_str(". ");
+                detail.push_str(&why);
+            }
             return Ok(Progress::wait(if kind == "cluster" || kind == "node-group" { 30 } else { 5 }, detail));
         }
     }

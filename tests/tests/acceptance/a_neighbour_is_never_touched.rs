@@ -11,7 +11,8 @@ use slipway_karpenter::policy::interruption_rules;
 use slipway_local::cloud::{ACCOUNT, Kubernetes, REGION};
 use slipway_local::gateway::call::Aws;
 use slipway_statemachine::{ClusterKey, names};
-use slipway_tests::{account, cloud::Deployed, privileges};
+use slipway_tests::cloud::{Deployed, Ended};
+use slipway_tests::{account, privileges, wait::eventually};
 
 const EC2_TRUST: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"ec2.amazonaws.com"},"Action":"sts:AssumeRole"}]}"#;
 const EKS_TRUST: &str = r#"{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"Service":"eks.amazonaws.com"},"Action":"sts:AssumeRole"}]}"#;
@@ -98,7 +99,7 @@ async fn swept_by_a_pattern_that_fits_one(
     let sweep = json!({
         "dryRun": false, "account": ACCOUNT, "namePattern": "demo_2", "all": true, "arns": untagged,
     });
-    let swept = deployed.run_machine("slipway-sweep", &sweep).await.unwrap();
+    let swept = swept_once_nothing_holds_its_network(deployed, &sweep).await;
     assert_eq!(swept.status, "SUCCEEDED", "{}: {}", swept.error, swept.cause);
     let after = inventory(deployed).await;
     // A stack's name has no `_`: the swept cluster's ends in a hash.
@@ -117,6 +118,28 @@ async fn swept_by_a_pattern_that_fits_one(
     for name in ["demo-2", "demo_3"] {
         assert_eq!(deployed.rows(name).await.unwrap().len(), 1, "the row of {name} stays");
     }
+}
+
+/// An interface of somebody's in the network's subnet: the sweep says so while it waits, and ends once it is gone.
+async fn swept_once_nothing_holds_its_network(deployed: &Deployed, sweep: &Value) -> Ended {
+    let cluster = ClusterKey { account: ACCOUNT.to_owned(), region: REGION.to_owned(), name: "demo_2".to_owned() };
+    let cloudformation = aws_sdk_cloudformation::Client::new(&deployed.config);
+    let stack = cloudformation.describe_stacks().stack_name(names::stack(&cluster)).send().await.unwrap();
+    let outputs = stack.stacks.unwrap().remove(0).outputs.unwrap();
+    let subnets = outputs.iter().find(|output| output.output_key() == Some("PrivateSubnetIds")).unwrap();
+    let subnet = subnets.output_value().unwrap().split(',').next().unwrap().to_owned();
+    let ec2 = aws_sdk_ec2::Client::new(&deployed.config);
+    let held = ec2.create_network_interface().subnet_id(&subnet).send().await.unwrap().network_interface.unwrap();
+
+    let execution = deployed.start_machine("slipway-sweep", sweep).await.unwrap();
+    eventually("a sweep that says what holds the network", async || {
+        let history = deployed.history(&execution).await.ok()?;
+        let mut answers = history.iter().filter_map(|event| event.task_succeeded_event_details()?.output());
+        answers.find(|answer| answer.contains("was DELETE_FAILED") && answer.contains(&subnet)).map(drop)
+    })
+    .await;
+    ec2.delete_network_interface().network_interface_id(held.network_interface_id.unwrap()).send().await.unwrap();
+    deployed.end(&execution).await.unwrap()
 }
 
 /// A row of the registry, as a run that failed leaves it.
