@@ -204,6 +204,10 @@ pub fn ending(out: &mut impl Write, progress: &Progress) -> io::Result<()> {
     if let Some(output) = end.output.as_ref().filter(|output| output.get("planned").is_some()) {
         return plan(out, output);
     }
+    // After a teardown there is nothing to log in to.
+    if end.output.as_ref().and_then(|output| output.pointer("/cluster/endpoint")).is_none() {
+        return Ok(());
+    }
     let cluster = progress.opened.as_ref().and_then(|opened| opened.get("cluster"));
     let text = |name: &str| cluster.and_then(|cluster| cluster.get(name)).and_then(|value| value.as_str());
     if let (Some(name), Some(region)) = (text("name"), text("region")) {

@@ -247,6 +247,20 @@ fn a_recorded_failure_names_step_error_and_page() {
 }
 
 #[test]
+fn one_logs_in_to_what_is_there() {
+    let ending = |progress: &Progress| {
+        let mut out = Vec::new();
+        report::ending(&mut out, progress).unwrap();
+        String::from_utf8(out).unwrap()
+    };
+    let mut progress = recorded("succeeded");
+    assert!(ending(&progress).contains("aws eks update-kubeconfig --name"), "{}", ending(&progress));
+    // A teardown's answer.
+    progress.end.as_mut().unwrap().output = Some(json!({"cluster": {"name": "demo"}, "notes": []}));
+    assert!(!ending(&progress).contains("Log in"), "{}", ending(&progress));
+}
+
+#[test]
 fn a_stopped_run_leaves_its_steps_stopped() {
     let mut all = small();
     all.truncate(8);
