@@ -33,6 +33,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use anyhow::Context;
 use async_trait::async_trait;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use http::{Method, StatusCode, Uri};
 use serde_json::{Value, json};
 use slipway_states::clock::ScaledClock;
@@ -260,20 +262,30 @@ impl Request {
     fn page(&self, name: &str, items: &[Value]) -> Result<Value, AwsError> {
         let from = match self.input["nextToken"].as_str().filter(|token| !token.is_empty()) {
             None => 0,
-            Some(token) => token
-                .strip_prefix("page-")
-                .and_then(|number| number.parse::<usize>().ok())
-                .filter(|from| *from < items.len())
-                .ok_or_else(|| invalid("The nextToken parameter is not valid."))?,
+            Some(token) => begin(token, items).ok_or_else(|| invalid("The nextToken parameter is not valid."))?,
         };
         let asked = self.input["maxResults"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(100);
         let to = (from + asked.min(self.page_size)).min(items.len());
         let mut page = json!({name: items[from..to]});
         if to < items.len() {
-            page["nextToken"] = json!(format!("page-{to}"));
+            page["nextToken"] = json!(match items[to - 1].as_str() {
+                Some(last) => format!("after-{}", BASE64_URL_SAFE_NO_PAD.encode(last)),
+                None => format!("page-{to}"),
+            });
         }
         Ok(page)
     }
+}
+
+/// Where the page of a token begins. Names go on after the last one that was given, whatever was deleted meanwhile.
+fn begin(token: &str, items: &[Value]) -> Option<usize> {
+    if let Some(number) = token.strip_prefix("page-") {
+        return number.parse().ok().filter(|from| *from < items.len());
+    }
+    let last = String::from_utf8(BASE64_URL_SAFE_NO_PAD.decode(token.strip_prefix("after-")?).ok()?).ok()?;
+    let itself = items.iter().position(|item| *item == last.as_str()).map(|at| at + 1);
+    let next = || items.iter().position(|item| item.as_str().is_some_and(|name| *name > *last));
+    Some(itself.or_else(next).unwrap_or(items.len()))
 }
 
 fn invalid(message: impl Into<String>) -> AwsError {

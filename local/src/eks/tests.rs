@@ -839,6 +839,16 @@ async fn lists_come_in_pages_and_tags_by_arn() {
     assert_eq!(second, json!({"addons": ["vpc-cni"]}));
     let bogus = cloud.refused(Method::GET, "/clusters/demo/addons?nextToken=x", &Value::Null).await;
     assert_eq!(bogus.code, "InvalidParameterException");
+    // What goes between two pages moves nothing.
+    for (going, left) in [("coredns", json!(["vpc-cni"])), ("vpc-cni", json!([]))] {
+        let path = format!("/clusters/demo/addons/{going}");
+        cloud.call(Method::DELETE, &path, &Value::Null).await.unwrap();
+        while cloud.call(Method::GET, &path, &Value::Null).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let rest = cloud.get(&format!("/clusters/demo/addons?maxResults=2&nextToken={token}")).await;
+        assert_eq!(rest, json!({"addons": left}), "without {going}");
+    }
 
     let arn = cluster["arn"].as_str().unwrap().replace(':', "%3A").replace('/', "%2F");
     let tags = format!("/tags/{arn}");
