@@ -73,7 +73,7 @@ impl<W: Write> Show for Lines<W> {
                 continue;
             }
             let at = duration(progress.end.as_ref().map_or(now, |end| end.at) - progress.started);
-            writeln!(self.writer, "{at:>10}  {:<25} {}", step.name, what(step))?;
+            writeln!(self.writer, "{at:>10}  {:<25} {}", step.name, what(progress, step))?;
             if index < self.shown.len() {
                 self.shown[index] = step.status.clone();
             } else {
@@ -109,14 +109,17 @@ pub fn table(progress: &Progress, now: i64, colours: bool) -> Vec<String> {
             Status::Failed { .. } => ("✘", "31"),
             Status::Aborted => ("■", "31"),
         };
-        let what = if step.status == Status::Done { String::new() } else { what(step) };
+        let what = match step.status {
+            Status::Done => progress.note(step).unwrap_or_default(),
+            _ => what(progress, step),
+        };
         let line = format!("{} {:<25} {lasted:>10}  {what}", paint(sign, colour, colours), step.name);
         lines.push(line.trim_end().to_owned());
     }
     lines
 }
 
-fn what(step: &Step) -> String {
+fn what(progress: &Progress, step: &Step) -> String {
     match &step.status {
         Status::Running => "running".to_owned(),
         Status::Waiting { detail } if detail.is_empty() => "waiting".to_owned(),
@@ -124,7 +127,7 @@ fn what(step: &Step) -> String {
         Status::Retrying { error, cause } => {
             format!("tried again after {error} (try {}): {}", step.retries + 2, short(cause))
         }
-        Status::Done => "done".to_owned(),
+        Status::Done => progress.note(step).map_or_else(|| "done".to_owned(), |note| format!("done: {note}")),
         Status::Failed { error, cause } => format!("failed with {error}: {}", short(cause)),
         Status::Aborted => "stopped".to_owned(),
     }

@@ -16,7 +16,7 @@ pub struct Progress {
     pub started: i64,
     /// The input that it was started with.
     pub input: Value,
-    /// What open-run answered: `run`, `cluster` and the completed `spec`.
+    /// What open-run answered: `run`, `cluster`, the completed `spec`, and what it goes on with.
     pub opened: Option<Value>,
     /// How it ended, once it has.
     pub end: Option<End>,
@@ -146,6 +146,14 @@ impl Progress {
     /// The visits of a step, in order.
     pub fn visits_of<'a>(&'a self, step: &'a Step) -> impl Iterator<Item = &'a Visit> {
         step.visits.iter().filter_map(|index| self.visits.get(*index))
+    }
+
+    /// What a person should know of a step that is done: of open-run, that earlier steps are left out.
+    #[must_use]
+    pub fn note(&self, step: &Step) -> Option<String> {
+        let opened = self.opened.as_ref().filter(|_| step.name == "open-run")?;
+        let (run, next) = (opened.get("resumes")?.as_str()?, opened.pointer("/made/next")?.as_str()?);
+        Some(format!("goes on at {}, where run {run} failed", kebab(next)))
     }
 
     /// From when a step began until when it last did anything.

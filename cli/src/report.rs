@@ -63,7 +63,7 @@ fn bars(out: &mut impl Write, progress: &Progress, path: &CriticalPath) -> io::R
         match &step.status {
             Status::Failed { error, .. } => notes.push(format!("failed: {error}")),
             Status::Aborted => notes.push("stopped".to_owned()),
-            _ => {}
+            _ => notes.extend(progress.note(step)),
         }
         let notes = notes.join(", ");
         let line = format!("{mark} {:<25} {bar} {:>10}  {notes}", step.name, duration(to - from));

@@ -6,6 +6,7 @@
 //! - [`steps`] has one file a step and one table of them all: what a step takes, gives and may raise.
 //! - [`context`] is what every step is handed: clients, state table, settings.
 //! - [`aws`] and [`cluster`] are the only modules that hold clients: AWS's APIs, and a cluster's API server.
+//! - [`resume`] says whether a run may go on where the one before it failed.
 //! - [`ownership`] says whether something that was found belongs to a cluster, and why.
 //! - [`state`] is the table: the lease with its fencing number, the registry, the runs and the steps' rows.
 //!
@@ -17,6 +18,7 @@ pub mod cluster;
 pub mod context;
 mod identity;
 pub mod ownership;
+pub mod resume;
 pub mod runtime;
 pub mod state;
 pub mod steps;

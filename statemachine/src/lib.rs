@@ -7,6 +7,7 @@ pub mod immutable;
 pub mod names;
 pub mod plan;
 pub mod prices;
+pub mod resume;
 pub mod spec;
 pub mod step;
 pub mod teardown;
@@ -14,6 +15,7 @@ pub mod validate;
 
 pub use error::{ErrorName, StepError};
 pub use finding::{Finding, Kind};
+pub use resume::{Made, Stage};
 pub use spec::ClusterSpec;
 pub use step::{ClusterEndpoint, ClusterKey, Done, Progress, Run, Step, Waiting};
 pub use validate::Violation;

@@ -54,6 +54,7 @@ pub fn answer(step: &str, payload: &Value) -> Value {
             "run": { "id": "01KAPQ3J5Z8Q6T4W2R0N9M7K5H", "fence": 1 },
             "cluster": { "account": "111122223333", "region": "eu-west-1", "name": "innovate-dev" },
             "spec": completed(&payload["spec"]),
+            "made": {},
         }),
         "preflight" => json!({ "zones": ["eu-west-1a", "eu-west-1b"], "findings": [] }),
         "ensure-network" => done(json!({

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `SPEC` | the registry: the completed spec, `status` (`Provisioning`, `Ready`, `Deleting`, `Deleted`, `Failed`), the last run |
 //! | `LEASE` | who may change the cluster: `run`, `execution`, and `fence`, which only grows |
-//! | `RUN#<ulid>` | a run: `execution`, `purpose`, `startedAt`, and once it ended `outcome`, `error`, `cause`, `outputs`, `timeline` |
+//! | `RUN#<ulid>` | a run: `execution`, `purpose`, `startedAt`, `release`, `resumes` (the failed run that it goes on with), and once it ended `outcome`, `error`, `cause`, `outputs`, `made` (how far it came), `timeline` |
 //! | `RUN#<ulid>#STEP#<name>` | a step of a run: see [`steps`] |
 //!
 //! Every write is conditional. Times are RFC 3339 in UTC, but `expires`, which is DynamoDB's TTL in epoch seconds.
@@ -53,6 +53,15 @@ impl Registered {
     }
 }
 
+/// What the registry has of a cluster's last run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Registration {
+    /// The completed spec that it was opened with.
+    pub spec: Value,
+    /// ULID of the run, if it failed.
+    pub failed: Option<String>,
+}
+
 /// How long a run and its steps are kept.
 const KEPT: Duration = Duration::days(90);
 
@@ -86,12 +95,16 @@ impl Table {
         lease::held(self.lease(cluster).await?.as_ref(), run)
     }
 
-    /// The completed spec that the cluster's last run was opened with.
+    /// What the cluster's last run was opened with.
     ///
     /// # Errors
     /// What DynamoDB raises.
-    pub async fn registered(&self, cluster: &ClusterKey) -> Result<Option<Value>, StepError> {
-        Ok(self.row(cluster, "SPEC").await?.and_then(|row| row.get("spec").map(attributes::json)))
+    pub async fn registered(&self, cluster: &ClusterKey) -> Result<Option<Registration>, StepError> {
+        Ok(self.row(cluster, "SPEC").await?.and_then(|row| {
+            let text = |name| attributes::text(&row, name);
+            let failed = text("run").filter(|_| text("status").as_deref() == Some("Failed"));
+            Some(Registration { spec: attributes::json(row.get("spec")?), failed })
+        }))
     }
 
     /// The clusters that the registry has and that were not taken away, eventually consistent.

@@ -5,13 +5,17 @@ use aws_sdk_dynamodb::{
     types::{AttributeValue, Put, TransactWriteItem, Update},
 };
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use slipway_statemachine::{ClusterKey, ErrorName, Run, StepError};
+use slipway_statemachine::{ClusterKey, ErrorName, Made, Run, StepError};
 use time::OffsetDateTime;
 
-use super::{Row, Table, attributes, expiry, key, partition, written};
-use crate::aws::error::{During as _, refused};
+use super::{Row, Table, attributes, expiry, key, partition, read, written};
+use crate::{
+    aws::error::{During as _, refused},
+    resume::{RELEASE, Resumption},
+    runtime,
+};
 
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -80,6 +84,8 @@ pub struct Opening<'a> {
     pub purpose: Purpose,
     /// The completed spec.
     pub spec: &'a Value,
+    /// The failed run that it goes on with.
+    pub resumes: Option<&'a Resumption>,
     /// Now.
     pub at: OffsetDateTime,
 }
@@ -95,6 +101,8 @@ pub struct Closing {
     pub cause: Option<String>,
     /// What the run made; null if nothing is known.
     pub outputs: Value,
+    /// How far a failed run came; null if it did not say.
+    pub made: Value,
     /// Now.
     pub at: OffsetDateTime,
     /// When the lease may be taken again, if functions of the run may still be at work.
@@ -120,6 +128,14 @@ pub struct RunRow {
     pub outputs: Value,
     /// The bus has heard how it ended.
     pub announced: bool,
+    /// When it ended.
+    pub ended_at: Option<OffsetDateTime>,
+    /// The release that opened it.
+    pub release: Option<String>,
+    /// How far it came, of a failed run that said so in words that this release knows.
+    pub made: Option<Made>,
+    /// The failed run that it goes on with.
+    pub resumes: Option<Resumption>,
 }
 
 impl RunRow {
@@ -144,6 +160,10 @@ impl RunRow {
             cause: text("cause"),
             outputs: row.get("outputs").map(attributes::json).unwrap_or_default(),
             announced: row.contains_key("announcedAt"),
+            ended_at: text("endedAt").as_deref().and_then(read),
+            release: text("release"),
+            made: parsed(row, "made"),
+            resumes: parsed(row, "resumes"),
         })
     }
 }
@@ -154,7 +174,7 @@ impl Table {
     /// # Errors
     /// What DynamoDB raises.
     pub async fn open(&self, cluster: &ClusterKey, opening: Opening<'_>) -> Result<bool, StepError> {
-        let Opening { run, execution, purpose, spec, at } = opening;
+        let Opening { run, execution, purpose, spec, resumes, at } = opening;
         let (now, fence) = (text(&written(at)), AttributeValue::N(run.fence.to_string()));
 
         // The number is one more than the last taking's, or this is the first; a lease that was taken meanwhile has
@@ -181,8 +201,12 @@ impl Table {
             ("purpose".to_owned(), text(purpose.as_str())),
             ("fence".to_owned(), fence.clone()),
             ("startedAt".to_owned(), now.clone()),
+            ("release".to_owned(), text(RELEASE)),
             ("expires".to_owned(), expiry(at)),
         ]);
+        if let Some(resumes) = resumes {
+            row.insert("resumes".to_owned(), attributes::attribute(&runtime::answer(resumes)?));
+        }
         let opened = Put::builder()
             .table_name(&self.name)
             .set_item(Some(row))
@@ -290,7 +314,8 @@ impl Table {
             .table_name(&self.name)
             .set_key(Some(key(cluster, &format!("RUN#{}", run.id))))
             .update_expression(
-                "SET outcome = :outcome, #error = :error, cause = :cause, #outputs = :outputs, timeline = :timeline, endedAt = :now",
+                "SET outcome = :outcome, #error = :error, cause = :cause, #outputs = :outputs, made = :made, \
+                 timeline = :timeline, endedAt = :now",
             )
             .condition_expression("attribute_exists(pk) AND attribute_not_exists(outcome)")
             .expression_attribute_names("#error", "error")
@@ -299,6 +324,7 @@ impl Table {
             .expression_attribute_values(":error", optional(closing.error.as_deref()))
             .expression_attribute_values(":cause", optional(closing.cause.as_deref()))
             .expression_attribute_values(":outputs", attributes::attribute(&closing.outputs))
+            .expression_attribute_values(":made", attributes::attribute(&closing.made))
             .expression_attribute_values(":timeline", attributes::attribute(timeline))
             .expression_attribute_values(":now", text(&written(closing.at)))
             .build()
@@ -367,6 +393,11 @@ impl Table {
         }
         Err(refused("dynamodb:TransactWriteItems", &error))
     }
+}
+
+/// A part of a row, if it is there in a form that this release knows.
+fn parsed<T: DeserializeOwned>(row: &Row, name: &str) -> Option<T> {
+    serde_json::from_value(attributes::json(row.get(name)?)).ok()
 }
 
 fn text(text: &str) -> AttributeValue {

@@ -56,6 +56,10 @@ pub struct Own {
     #[serde(default)]
     #[schemars(with = "Option<std::collections::BTreeMap<String, Value>>")]
     pub outputs: Option<Value>,
+    /// How far it came, of a failed run. What a later release calls a stage must not keep a run from being closed.
+    #[serde(default)]
+    #[schemars(with = "Option<slipway_statemachine::Made>")]
+    pub made: Option<Value>,
     /// The spec that the run had.
     pub spec: ClusterSpec,
 }
@@ -123,6 +127,7 @@ fn own_closing(own: &Own, at: OffsetDateTime) -> Closing {
         error: failure.map(|failure| failure.error.clone()),
         cause: failure.map(|failure| failure.cause.clone()),
         outputs: own.outputs.clone().unwrap_or_default(),
+        made: own.made.clone().unwrap_or_default(),
         at,
         free_at: None,
     }
@@ -145,6 +150,7 @@ fn cut_off(ended: &Ended, at: OffsetDateTime, grace: Duration) -> Closing {
         error: Some(said(&ended.error).unwrap_or_else(|| error.to_owned())),
         cause: Some(said(&ended.cause).unwrap_or_else(|| cause.to_owned())),
         outputs: Value::Null,
+        made: Value::Null,
         at,
         free_at: Some(stopped + grace),
     }
@@ -306,6 +312,10 @@ mod tests {
             cause: Some("There is no 9.9.9.".to_owned()),
             outputs: Value::Null,
             announced: false,
+            ended_at: None,
+            release: None,
+            made: None,
+            resumes: None,
         };
         let (kind, detail) = event(&cluster, &row);
         assert_eq!(kind, "Cluster Failed");

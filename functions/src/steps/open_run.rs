@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use slipway_statemachine::{
-    ClusterKey, ClusterSpec, ErrorName, Run, Step, StepError,
+    ClusterKey, ClusterSpec, ErrorName, Made, Run, Step, StepError,
     immutable::{self, There},
     names::{CLUSTER_TAG, CORE_NODE_GROUP},
     spec::Mode,
@@ -20,8 +20,10 @@ use crate::{
         error::{During as _, code, refused},
         tags::takes,
     },
+    resume::{self, Resumption},
     runtime,
     state::{
+        Registration,
         lease::{self, Decision, Execution},
         runs::{Opening, Purpose},
     },
@@ -61,6 +63,11 @@ pub struct Output {
     pub cluster: ClusterKey,
     /// The spec with account, region and version set.
     pub spec: ClusterSpec,
+    /// What need not be looked at again; where it names a stage, the run begins there.
+    pub made: Made,
+    /// ULID of the failed run that this one goes on with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resumes: Option<String>,
 }
 
 impl Step for OpenRun {
@@ -94,6 +101,7 @@ pub(crate) fn place(spec: &mut ClusterSpec, account: &str, region: &str) -> Resu
 pub(crate) struct Found {
     there: There,
     tags: BTreeMap<String, String>,
+    endpoint: Option<String>,
 }
 
 /// Whether a run with this spec may be opened over what is there. It is asked before anything is written: a spec that
@@ -111,54 +119,111 @@ pub(crate) fn decide(cluster: &ClusterKey, spec: &ClusterSpec, found: Option<&Fo
 /// `InvalidInput` and `NotYetSupported` name the field, `ImmutableChange` what the cluster that is there cannot become;
 /// `NotOurs` a cluster of the name that is not ours; `LeaseHeld` the execution that has the cluster.
 pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
-    let (cluster, spec) = complete(cx, &input.spec).await?;
+    let Completed { cluster, spec, registered, found } = complete(cx, &input.spec).await?;
     if spec.mode == Some(Mode::Plan) {
         return Err(StepError::new(ErrorName::InvalidInput, "`mode` is \"plan\", and a plan opens no run.")
             .remedy("Start the machine with it, which asks the step plan."));
     }
-    let run = open(cx, &cluster, &input.execution.arn, Purpose::Provision, &runtime::answer(&spec)?).await?;
-    Ok(Output { run, cluster, spec })
+    let wanted = runtime::answer(&spec)?;
+    let endpoint = found.as_ref().and_then(|found| found.endpoint.as_deref());
+    let resumes = resumable(cx, &cluster, &wanted, registered.as_ref(), endpoint).await?;
+    let (execution, purpose) = (&input.execution.arn, Purpose::Provision);
+    let opened = open(cx, &cluster, Wanted { execution, purpose, spec: &wanted, resumes }).await?;
+    let (resumes, made) = opened.resumes.map(|before| (before.run, before.made)).unzip();
+    if let (Some(run), Some(next)) = (&resumes, made.as_ref().and_then(|made| made.next)) {
+        tracing::info!(resumes = run, at = next.as_str(), "goes on where the run before failed");
+    }
+    Ok(Output { run: opened.run, cluster, spec, made: made.unwrap_or_default(), resumes })
+}
+
+/// The run before, if this one may go on where it failed.
+async fn resumable(
+    cx: &Context,
+    cluster: &ClusterKey,
+    spec: &Value,
+    registered: Option<&Registration>,
+    endpoint: Option<&str>,
+) -> Result<Option<Resumption>, StepError> {
+    let Some((registered, failed)) = registered.and_then(|last| Some((&last.spec, last.failed.as_ref()?))) else {
+        return Ok(None);
+    };
+    let before = cx.state.run(cluster, failed).await?;
+    let asked = resume::Asked { spec, endpoint, at: OffsetDateTime::now_utc() };
+    Ok(before.and_then(|before| resume::decide(&before, registered, asked)))
+}
+
+/// A checked spec, and what it was checked against.
+#[derive(Debug)]
+pub(crate) struct Completed {
+    /// Which cluster.
+    pub cluster: ClusterKey,
+    /// The spec with account, region and version set.
+    pub spec: ClusterSpec,
+    registered: Option<Registration>,
+    found: Option<Found>,
 }
 
 /// Checks a spec as a person wrote it, and sets what it leaves out.
 ///
 /// # Errors
 /// As [`run`], but for the lease.
-pub(crate) async fn complete(cx: &Context, spec: &Value) -> Result<(ClusterKey, ClusterSpec), StepError> {
+pub(crate) async fn complete(cx: &Context, spec: &Value) -> Result<Completed, StepError> {
     let mut spec = parse(spec)?;
     let caller = cx.aws.sts().get_caller_identity().send().await.during("sts:GetCallerIdentity")?;
     let cluster = place(&mut spec, caller.account().unwrap_or_default(), cx.aws.region())?;
     // Again, now that it is known where it is: some rules are about partition and region.
     parse(&runtime::answer(&spec)?)?;
     let registered = cx.state.registered(&cluster).await?;
-    let found = observe(cx, &cluster, registered.as_ref()).await?;
+    let last = registered.as_ref().map(|registered| &registered.spec);
+    let found = observe(cx, &cluster, last).await?;
     if spec.version.is_none() {
-        spec.version = Some(version(cx, registered.as_ref(), found.as_ref()).await?);
+        spec.version = Some(version(cx, last, found.as_ref()).await?);
     }
     decide(&cluster, &spec, found.as_ref())?;
-    Ok((cluster, spec))
+    Ok(Completed { cluster, spec, registered, found })
+}
+
+/// What a run is to be opened for.
+#[derive(Debug)]
+pub(crate) struct Wanted<'a> {
+    /// ARN of the execution that asks.
+    pub execution: &'a str,
+    /// What for.
+    pub purpose: Purpose,
+    /// The completed spec.
+    pub spec: &'a Value,
+    /// The failed run to go on with.
+    pub resumes: Option<Resumption>,
+}
+
+/// A run that is open.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// The run.
+    pub run: Run,
+    /// The failed run that it goes on with.
+    pub resumes: Option<Resumption>,
 }
 
 /// Takes the cluster's lease for an execution and opens its run, or answers the run that it has opened already.
 ///
 /// # Errors
 /// `LeaseHeld` names the execution that has the cluster.
-pub(crate) async fn open(
-    cx: &Context,
-    cluster: &ClusterKey,
-    execution: &str,
-    purpose: Purpose,
-    spec: &Value,
-) -> Result<Run, StepError> {
+pub(crate) async fn open(cx: &Context, cluster: &ClusterKey, wanted: Wanted<'_>) -> Result<Opened, StepError> {
+    let Wanted { execution, purpose, spec, resumes } = wanted;
     // Once more when another execution was faster in between: then there is a holder to name.
     for _ in 0..2 {
         match lease_for(cx, cluster, execution).await? {
-            Decision::Keep(run) => return Ok(run),
+            Decision::Keep(run) => {
+                let resumes = cx.state.run(cluster, &run.id).await?.and_then(|row| row.resumes);
+                return Ok(Opened { run, resumes });
+            }
             Decision::Take { fence } => {
                 let run = Run { id: Ulid::generate().to_string(), fence };
-                let opening = Opening { run: &run, execution, purpose, spec, at: OffsetDateTime::now_utc() };
+                let resumes = resumes.as_ref().filter(|before| before.fence + 1 == fence);
+                let opening = Opening { run: &run, execution, purpose, spec, resumes, at: OffsetDateTime::now_utc() };
                 if cx.state.open(cluster, opening).await? {
-                    return Ok(run);
+                    return Ok(Opened { run, resumes: resumes.cloned() });
                 }
             }
             Decision::Ask { execution } => return Err(held(cluster, &format!("{execution} holds it."))),
@@ -200,6 +265,7 @@ async fn observe(cx: &Context, cluster: &ClusterKey, registered: Option<&Value>)
             core_instance_types: group.and_then(|group| group.instance_types),
         },
         tags,
+        endpoint: there.endpoint,
     }))
 }
 
@@ -288,7 +354,8 @@ mod tests {
 
     fn found(tags: &[(&str, &str)]) -> Found {
         let tags = tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        Found { there: There { ours: true, version: "1.36".into(), ..There::default() }, tags }
+        let there = There { ours: true, version: "1.36".into(), ..There::default() };
+        Found { there, tags, endpoint: None }
     }
 
     #[test]

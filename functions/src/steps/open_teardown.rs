@@ -11,7 +11,7 @@ use slipway_statemachine::{
     teardown::{Options, Teardown},
 };
 
-use super::open_run::{self, ExecutionRef};
+use super::open_run::{self, ExecutionRef, Wanted};
 use crate::{
     Context,
     aws::error::{During as _, code, refused},
@@ -121,11 +121,13 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
     let caller = cx.aws.sts().get_caller_identity().send().await.during("sts:GetCallerIdentity")?;
     let cluster = open_run::place(&mut spec, caller.account().unwrap_or_default(), cx.aws.region())?;
     let registered: Option<ClusterSpec> =
-        cx.state.registered(&cluster).await?.and_then(|spec| serde_json::from_value(spec).ok());
+        cx.state.registered(&cluster).await?.and_then(|last| serde_json::from_value(last.spec).ok());
     let found = decide(&cluster, &options, registered.as_ref(), observe(cx, &cluster.name).await?.as_ref())?;
     let spec = registered.unwrap_or(spec);
-    let run = open_run::open(cx, &cluster, &input.execution.arn, Purpose::Teardown, &runtime::answer(&spec)?).await?;
-    Ok(Output { run, cluster, spec, options, found })
+    let wanted = runtime::answer(&spec)?;
+    let (execution, purpose) = (&input.execution.arn, Purpose::Teardown);
+    let opened = open_run::open(cx, &cluster, Wanted { execution, purpose, spec: &wanted, resumes: None }).await?;
+    Ok(Output { run: opened.run, cluster, spec, options, found })
 }
 
 /// The control plane of a name, if there is one.

@@ -12,7 +12,8 @@ use slipway_statemachine::{
 
 use super::{
     apply_node_pools, associate_access_policy, bind_identity, create_cluster, ensure_addons, ensure_cluster_roles,
-    ensure_interruption_queue, ensure_network, ensure_node_group, install_karpenter, open_run,
+    ensure_interruption_queue, ensure_network, ensure_node_group, install_karpenter,
+    open_run::{self, Completed},
     preflight::{self, Finding, Severity},
     wait_oidc,
 };
@@ -80,7 +81,7 @@ fn no_run() -> Run {
 /// # Errors
 /// What a provision would end with before it changes anything: a bad spec, a foreign resource, a failed one.
 pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
-    let (cluster, spec) = open_run::complete(cx, &input.spec).await?;
+    let Completed { cluster, spec, .. } = open_run::complete(cx, &input.spec).await?;
     let (zones, findings) = preflight::look(cx, &cluster, &spec).await?;
     let asked = Asked { cluster: &cluster, spec: &spec };
     // A provision would end here, and what it would do if these were mended depends on how.

@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 use aws_sdk_ec2::types::{ResourceType, Tag, TagSpecification};
 use serde_json::{Value, json};
@@ -204,24 +203,18 @@ async fn network(deployed: &Deployed, cluster: &ClusterKey) -> (Vec<String>, Str
         cloudformation.create_stack().stack_name(&name).template_body(include_str!("../../../infra/network.yaml"));
     let call = call.set_parameters(Some(parameters.map(parameter).to_vec())).tags(tag);
     call.capabilities(aws_sdk_cloudformation::types::Capability::CapabilityIam).send().await.unwrap();
-    let began = Instant::now();
-    loop {
+    let stack = eventually(&name, async || {
         let found = cloudformation.describe_stacks().stack_name(&name).send().await.unwrap().stacks.unwrap().remove(0);
-        match found.stack_status().unwrap().as_str() {
-            "CREATE_COMPLETE" => {
-                let output = |key: &str| {
-                    let found = found.outputs().iter().find(|output| output.output_key() == Some(key)).unwrap();
-                    found.output_value().unwrap().to_owned()
-                };
-                let subnets = output("PrivateSubnetIds").split(',').map(str::to_owned).collect();
-                return (subnets, output("VpcId"));
-            }
-            "CREATE_IN_PROGRESS" => {}
-            other => panic!("{name} is {other}"),
-        }
-        assert!(began.elapsed() < Duration::from_mins(1), "{name} is never there");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+        let status = found.stack_status().unwrap().as_str();
+        assert!(["CREATE_IN_PROGRESS", "CREATE_COMPLETE"].contains(&status), "{name} is {status}");
+        (status == "CREATE_COMPLETE").then_some(found)
+    })
+    .await;
+    let output = |key: &str| {
+        let found = stack.outputs().iter().find(|output| output.output_key() == Some(key)).unwrap();
+        found.output_value().unwrap().to_owned()
+    };
+    (output("PrivateSubnetIds").split(',').map(str::to_owned).collect(), output("VpcId"))
 }
 
 /// A control plane that failed, with the group that EKS made for it, and what it logged.
@@ -229,25 +222,16 @@ async fn control_plane(deployed: &Deployed, cluster: &ClusterKey, subnets: &[Str
     let eks = aws_sdk_eks::Client::new(&deployed.config);
     let vpc = aws_sdk_eks::types::VpcConfigRequest::builder().set_subnet_ids(Some(subnets.to_vec())).build();
     let role = format!("arn:aws:iam::{ACCOUNT}:role/{}", names::role(cluster, "cluster"));
-    let began = Instant::now();
-    loop {
+    eventually("EKS to have heard of the role", async || {
         let call = eks.create_cluster().name(&cluster.name).role_arn(&role).resources_vpc_config(vpc.clone());
-        match call.tags(names::CLUSTER_TAG, &cluster.name).send().await {
-            Ok(_) => break,
-            // EKS has not heard of the role yet.
-            Err(error) if began.elapsed() < Duration::from_secs(30) => tracing::info!("{error:?}"),
-            Err(error) => panic!("{error:?}"),
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    loop {
+        call.tags(names::CLUSTER_TAG, &cluster.name).send().await.inspect_err(|error| tracing::info!("{error:?}")).ok()
+    })
+    .await;
+    eventually("the cluster to have FAILED", async || {
         let found = eks.describe_cluster().name(&cluster.name).send().await.unwrap().cluster.unwrap();
-        if found.status().unwrap().as_str() == "FAILED" {
-            break;
-        }
-        assert!(began.elapsed() < Duration::from_mins(1), "{found:?}");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+        (found.status().unwrap().as_str() == "FAILED").then_some(())
+    })
+    .await;
     let log_group = json!({ "logGroupName": format!("/aws/eks/{}/cluster", cluster.name) });
     aws(deployed).json("logs", "Logs_20140328.CreateLogGroup", &log_group).await.unwrap();
 }

@@ -2,11 +2,10 @@
 //! until it is gone. The provision that comes next waits for both and ends with a working cluster.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
 use slipway_local::cloud::Kubernetes;
-use slipway_tests::cloud::{Deployed, Ended};
+use slipway_tests::cloud::Deployed;
+use slipway_tests::wait::eventually;
 
 fn spec() -> Value {
     let mut spec: Value = serde_json::from_str(include_str!("../../../examples/innovate-dev.json")).unwrap();
@@ -18,19 +17,18 @@ fn spec() -> Value {
 async fn a_provision_finishes_what_half_a_teardown_left() {
     let deployed = Deployed::start(Kubernetes::Real).await.unwrap();
     let first = deployed.start_machine("slipway-provision", &spec()).await.unwrap();
-    status(&deployed, Some("ACTIVE")).await;
+    eventually("the cluster to be ACTIVE", async || (now(&deployed).await? == "ACTIVE").then_some(())).await;
     stop(&deployed, &first).await;
 
-    let teardown = loop {
+    let teardown = eventually("the lease", async || {
         let execution = deployed.start_machine("slipway-teardown", &json!({"name": "phoenix"})).await.unwrap();
-        if status_or_end(&deployed, &execution).await {
-            break execution;
-        }
-    };
+        deleting_or_ended(&deployed, &execution).await.then_some(execution)
+    })
+    .await;
     stop(&deployed, &teardown).await;
     let created = eks(&deployed).describe_cluster().name("phoenix").send().await.unwrap().cluster.unwrap().created_at;
 
-    let finished = once_the_lease_is_free(&deployed).await;
+    let finished = deployed.insist("slipway-provision", &spec()).await.unwrap();
     assert_eq!(finished.status, "SUCCEEDED", "{}: {}", finished.error, finished.cause);
     let made = eks(&deployed).describe_cluster().name("phoenix").send().await.unwrap().cluster.unwrap();
     assert_eq!(made.status.unwrap().as_str(), "ACTIVE");
@@ -49,47 +47,25 @@ async fn now(deployed: &Deployed) -> Option<String> {
     Some(found.cluster?.status?.as_str().to_owned())
 }
 
-async fn status(deployed: &Deployed, wanted: Option<&str>) {
-    let began = Instant::now();
-    while now(deployed).await.as_deref() != wanted {
-        assert!(began.elapsed() < Duration::from_mins(2), "the cluster is never {wanted:?}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
 /// Waits until the cluster is DELETING. False: the execution ended before, because the lease was not free yet.
-async fn status_or_end(deployed: &Deployed, execution: &str) -> bool {
+async fn deleting_or_ended(deployed: &Deployed, execution: &str) -> bool {
     let states = aws_sdk_sfn::Client::new(&deployed.config);
-    let began = Instant::now();
-    loop {
+    eventually("the cluster to be DELETING", async || {
         if now(deployed).await.as_deref() == Some("DELETING") {
-            return true;
+            return Some(true);
         }
         let found = states.describe_execution().execution_arn(execution).send().await.unwrap();
-        if found.status.as_str() != "RUNNING" {
-            assert_eq!(found.error.as_deref(), Some("LeaseHeld"), "{:?}", found.cause);
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            return false;
+        if found.status.as_str() == "RUNNING" {
+            return None;
         }
-        assert!(began.elapsed() < Duration::from_mins(3), "the cluster is never DELETING");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+        assert_eq!(found.error.as_deref(), Some("LeaseHeld"), "{:?}", found.cause);
+        Some(false)
+    })
+    .await
 }
 
 async fn stop(deployed: &Deployed, execution: &str) {
     let states = aws_sdk_sfn::Client::new(&deployed.config);
     states.stop_execution().execution_arn(execution).send().await.unwrap();
     assert_eq!(deployed.end(execution).await.unwrap().status, "ABORTED");
-}
-
-async fn once_the_lease_is_free(deployed: &Deployed) -> Ended {
-    let began = Instant::now();
-    loop {
-        let next = deployed.provision(&spec()).await.unwrap();
-        if next.error != "LeaseHeld" {
-            return next;
-        }
-        assert!(began.elapsed() < Duration::from_mins(1), "the lease stays taken: {}", next.cause);
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use slipway_local::cloud::{ACCOUNT, Cloud, CloudConfig, Kubernetes, REGION};
 use slipway_local::gateway::record::Entry;
+use slipway_tests::wait::eventually;
 
 #[tokio::test]
 async fn a_functions_calls_are_its_own_and_all_is_recorded() {
@@ -21,14 +22,12 @@ async fn a_functions_calls_are_its_own_and_all_is_recorded() {
     let network = json!({"existing": {"vpcId": "vpc-0123456789abcdef0", "subnetIds": ["subnet-0123456789abcdef0", "subnet-0123456789abcdef1"]}});
     let start = json!({"stateMachineArn": machine, "input": json!({"name": "demo", "network": network}).to_string()});
     let started = aws.json("states", "AWSStepFunctions.StartExecution", &start).await.unwrap();
-    let ended = loop {
+    let ended = eventually("the execution's end", async || {
         let about = json!({"executionArn": started["executionArn"]});
         let execution = aws.json("states", "AWSStepFunctions.DescribeExecution", &about).await.unwrap();
-        if execution["status"] != "RUNNING" {
-            break execution;
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    };
+        (execution["status"] != "RUNNING").then_some(execution)
+    })
+    .await;
     assert_eq!(
         (ended["status"].as_str(), ended["error"].as_str()),
         (Some("FAILED"), Some("PreflightFailed")),

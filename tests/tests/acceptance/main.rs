@@ -5,6 +5,7 @@
 mod a_bad_spec_ends_before_anything_is_made;
 mod a_cluster_is_made_by_one_event;
 mod a_cluster_that_others_made_is_adopted;
+mod a_failed_run_is_gone_on_with;
 mod a_neighbour_is_never_touched;
 mod a_network_is_kept_as_its_spec_asks;
 mod a_plan_tells_what_would_be_done_and_changes_nothing;

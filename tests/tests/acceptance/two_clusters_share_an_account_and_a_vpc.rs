@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use aws_sdk_cloudformation::types::{Capability, Parameter, StackStatus};
 use serde_json::{Value, json};
 use slipway_local::cloud::Kubernetes;
-use slipway_tests::{account, cloud::Deployed, repository};
+use slipway_tests::{account, cloud::Deployed, repository, wait::eventually};
 
 /// The network of a team that has nothing to do with Slipway.
 struct Shared {
@@ -87,21 +87,17 @@ async fn shared_network(deployed: &Deployed) -> Shared {
     let made = stacks.create_stack().stack_name("shared-network").template_body(template);
     let made = made.set_parameters(Some(parameters.map(|(key, value)| parameter(key, value)).into()));
     made.capabilities(Capability::CapabilityIam).send().await.unwrap();
-    let began = Instant::now();
-    loop {
-        let stack =
-            stacks.describe_stacks().stack_name("shared-network").send().await.unwrap().stacks.unwrap().remove(0);
-        if stack.stack_status == Some(StackStatus::CreateComplete) {
-            let output = |key: &str| {
-                let outputs = stack.outputs().iter().find(|output| output.output_key() == Some(key));
-                outputs.and_then(|output| output.output_value()).unwrap().to_owned()
-            };
-            let subnets = output("PrivateSubnetIds").split(',').map(str::to_owned).collect();
-            return Shared { vpc: output("VpcId"), subnets };
-        }
-        assert!(began.elapsed() < Duration::from_mins(1), "{stack:?}");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    let stack = eventually("the shared network", async || {
+        let found = stacks.describe_stacks().stack_name("shared-network").send().await.unwrap();
+        found.stacks.unwrap().into_iter().find(|stack| stack.stack_status == Some(StackStatus::CreateComplete))
+    })
+    .await;
+    let output = |key: &str| {
+        let outputs = stack.outputs().iter().find(|output| output.output_key() == Some(key));
+        outputs.and_then(|output| output.output_value()).unwrap().to_owned()
+    };
+    let subnets = output("PrivateSubnetIds").split(',').map(str::to_owned).collect();
+    Shared { vpc: output("VpcId"), subnets }
 }
 
 /// The instances of a cluster's nodes, once they are those that run and bear its tag, none but the core group's: Karpenter

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use slipway_functions::steps;
-use slipway_statemachine::ErrorName;
+use slipway_statemachine::{ErrorName, Stage};
 use slipway_states::definition::StateMachine;
 use slipway_states::failure::TaskError;
 use slipway_states::simulation::{Answer, Invocation, Simulated, simulate};
@@ -269,6 +269,58 @@ fn an_identity_that_replaces_another_is_released_before_pods_are_made_and_settle
         }
         assert!(at("check-karpenter", None) < at("bind-identity", Some("settle")));
     }
+}
+
+/// Whatever stage a run failed in, the next begins there and gives every later step just what the failed one would have.
+#[test]
+fn a_run_that_goes_on_knows_what_the_failed_one_knew() {
+    for stage in Stage::ALL {
+        let (whole, asked) = replacing_an_identity(json!({}), None);
+        let failing = match stage {
+            Stage::Furnish => "install-karpenter".to_owned(),
+            _ => samples::kebab(stage.as_str()),
+        };
+        let (failed, until) = replacing_an_identity(json!({}), Some(&failing));
+        assert_eq!(failed.result.unwrap_err().error, "CapacityUnavailable", "{stage:?}");
+        let made = until.last().unwrap().1["made"].clone();
+        assert_eq!(made["next"], stage.as_str());
+
+        let (resumed, again) = replacing_an_identity(made, None);
+        assert_eq!(resumed.result.unwrap(), whole.result.unwrap(), "{stage:?}");
+        for call in &again {
+            assert!(asked.contains(call), "{stage:?}: {} was given {}", call.0, call.1);
+        }
+        let first = |step: &str| again.iter().any(|(called, ..)| called == step);
+        let stages_of = [
+            ("preflight", None),
+            ("ensure-network", None),
+            ("create-cluster", Some(Stage::CreateCluster)),
+            ("ensure-node-group", Some(Stage::Furnish)),
+            ("check-karpenter", Some(Stage::CheckKarpenter)),
+            ("apply-node-pools", Some(Stage::ApplyNodePools)),
+            ("verify-capacity", Some(Stage::VerifyCapacity)),
+        ];
+        for (step, of) in stages_of {
+            assert_eq!(first(step), of >= Some(stage), "{step} after a failure in {stage:?}");
+        }
+    }
+}
+
+/// A run that is told what was made before, and in which a step fails; in its own time it moves to another identity.
+fn replacing_an_identity(made: Value, fails: Option<&str>) -> (Simulated, Vec<(String, Value, bool)>) {
+    let fails = fails.map(str::to_owned);
+    run(&machine(), 5, move |step, payload, _| {
+        if fails.as_deref() == Some(step) {
+            return Err(failure("CapacityUnavailable", "There is none."));
+        }
+        let mut answer = samples::answer(step, payload);
+        match step {
+            "open-run" => answer["made"] = made.clone(),
+            "bind-identity" => answer["replaces"] = json!("irsa"),
+            _ => {}
+        }
+        Ok(answer)
+    })
 }
 
 /// Whatever happens, a run ends by itself, under a name, and closed if it was opened.

@@ -44,7 +44,7 @@ fn output(step: &str) -> Value {
     match step {
         "OpenRun" => json!({
             "run": { "id": "01J00000000000000000000000", "fence": 1 }, "spec": spec(),
-            "cluster": { "account": "111122223333", "region": "eu-west-1", "name": "demo" },
+            "cluster": { "account": "111122223333", "region": "eu-west-1", "name": "demo" }, "made": {},
         }),
         "Preflight" => json!({ "zones": ["eu-west-1a", "eu-west-1b"], "findings": [] }),
         "EnsureNetwork" => json!({
