@@ -47,6 +47,8 @@ pub struct Settings {
     pub sweep_accounts: Vec<String>,
     /// `SLIPWAY_STEP_ROLES`: the ARNs of the steps' roles that preflight asks about, as `step=arn`, separated by commas.
     pub step_roles: BTreeMap<String, String>,
+    /// The release and, in Lambda, the function's version, which a deployment of other code raises: `0.1.0+7`.
+    pub release: String,
     /// `SLIPWAY_PERMISSIONS_CHECK` is `warn`: what IAM's policy simulator says is no reason to end a run.
     pub permissions_warn: bool,
 }
@@ -72,6 +74,11 @@ impl Settings {
                 .filter_map(|pair| pair.split_once('='))
                 .map(|(step, arn)| (step.to_owned(), arn.to_owned()))
                 .collect(),
+            release: format!(
+                "{}+{}",
+                env!("CARGO_PKG_VERSION"),
+                env::var("AWS_LAMBDA_FUNCTION_VERSION").unwrap_or_default()
+            ),
             permissions_warn: env::var("SLIPWAY_PERMISSIONS_CHECK").is_ok_and(|check| check == "warn"),
         })
     }

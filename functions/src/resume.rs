@@ -1,5 +1,5 @@
-//! Whether a run may go on where the one before it failed. It saves the reads of what that run has just looked at, and
-//! nothing else: any doubt, and the run looks at everything.
+//! Whether a run may go on where the one before it failed, without another look at what that one has just made sure of.
+//! In any doubt it looks at everything.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -7,9 +7,6 @@ use slipway_statemachine::{ErrorName, Made};
 use time::{Duration, OffsetDateTime};
 
 use crate::state::runs::{Outcome, Purpose, RunRow};
-
-/// The release that opens and resumes runs.
-pub const RELEASE: &str = env!("CARGO_PKG_VERSION");
 
 /// For how long after its end a run is gone on with.
 const WITHIN: Duration = Duration::hours(1);
@@ -25,9 +22,19 @@ pub struct Resumption {
     pub made: Made,
 }
 
+impl Resumption {
+    /// The same for a run with this fencing number, if nobody had the lease between the two.
+    #[must_use]
+    pub fn before(self, fence: u64) -> Option<Self> {
+        (self.fence + 1 == fence).then_some(self)
+    }
+}
+
 /// A run that is about to be opened.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
+    /// The release that opens it.
+    pub release: &'a str,
     /// The completed spec.
     pub spec: &'a Value,
     /// The API server's URL of the cluster that is there.
@@ -44,13 +51,18 @@ pub fn decide(before: &RunRow, registered: &Value, asked: Asked<'_>) -> Option<R
     // Once: a run that went on and failed, too, may have failed of what it did not look at.
     let first = before.resumes.is_none();
     let fresh = before.ended_at.is_some_and(|ended| asked.at - ended < WITHIN);
-    let alike = registered == asked.spec && before.release.as_deref() == Some(RELEASE);
+    let alike = registered == asked.spec && before.release.as_deref() == Some(asked.release);
+    // Subnets that are found by their tags are other ones once somebody has tagged more, which may be the remedy.
+    let by_tag = asked
+        .spec
+        .pointer("/network/existing")
+        .is_some_and(|network| network.get("subnetIds").and_then(Value::as_array).is_none_or(Vec::is_empty));
     let made = before.made.clone().filter(|made| made.next.is_some())?;
     let same_cluster = match made.facts.get("eks") {
         Some(eks) => eks.pointer("/endpoint/url").and_then(Value::as_str) == asked.endpoint,
         None => true,
     };
-    (failed && first && fresh && alike && same_cluster).then(|| Resumption {
+    (failed && first && fresh && alike && !by_tag && same_cluster).then(|| Resumption {
         run: before.run.id.clone(),
         fence: before.run.fence,
         made,
@@ -65,6 +77,7 @@ mod tests {
 
     use super::*;
 
+    const RELEASE: &str = "0.1.0+7";
     const URL: &str = "https://demo.example";
 
     fn ended() -> OffsetDateTime {
@@ -74,7 +87,7 @@ mod tests {
     /// A run that failed at its last stage, of nothing that it had made.
     fn failed() -> RunRow {
         let made =
-            json!({ "next": "VerifyCapacity", "network": {"vpcId": "vpc-1"}, "eks": {"endpoint": {"url": URL}} });
+            json!({ "next": "CheckKarpenter", "network": {"vpcId": "vpc-1"}, "eks": {"endpoint": {"url": URL}} });
         RunRow {
             run: Run { id: "01J".to_owned(), fence: 3 },
             purpose: Purpose::Provision,
@@ -93,7 +106,7 @@ mod tests {
 
     fn decided(before: &RunRow) -> Option<Resumption> {
         let spec = json!({ "name": "demo" });
-        let asked = Asked { spec: &spec, endpoint: Some(URL), at: ended() + Duration::minutes(10) };
+        let asked = Asked { release: RELEASE, spec: &spec, endpoint: Some(URL), at: ended() + Duration::minutes(10) };
         decide(before, &spec, asked)
     }
 
@@ -101,7 +114,7 @@ mod tests {
     fn a_run_goes_on_where_the_one_before_it_failed_innocently() {
         let resumption = decided(&failed()).unwrap();
         assert_eq!((resumption.run.as_str(), resumption.fence), ("01J", 3));
-        assert_eq!(resumption.made.next, Some(Stage::VerifyCapacity));
+        assert_eq!(resumption.made.next, Some(Stage::CheckKarpenter));
         assert_eq!(resumption.made.facts["network"], json!({ "vpcId": "vpc-1" }));
     }
 
@@ -115,7 +128,7 @@ mod tests {
         assert_eq!(but(|row| row.purpose = Purpose::Teardown), None);
         assert_eq!(but(|row| row.outcome = Some(Outcome::Succeeded)), None);
         assert_eq!(but(|row| row.outcome = None), None, "it may be at work");
-        assert_eq!(but(|row| row.release = Some("0.0.1".to_owned())), None);
+        assert_eq!(but(|row| row.release = Some("0.1.0+6".to_owned())), None);
         assert_eq!(but(|row| row.release = None), None, "a release that wrote none");
         assert_eq!(but(|row| row.made = None), None);
         assert_eq!(but(|row| row.made = Some(Made::default())), None, "it failed before anything was made");
@@ -132,11 +145,36 @@ mod tests {
     #[test]
     fn another_spec_or_another_cluster_is_looked_at() {
         let (spec, other) = (json!({ "name": "demo" }), json!({ "name": "demo", "core": {"size": 3} }));
-        let asked = Asked { spec: &spec, endpoint: Some(URL), at: ended() };
+        let asked = Asked { release: RELEASE, spec: &spec, endpoint: Some(URL), at: ended() };
         assert!(decide(&failed(), &spec, asked).is_some());
         assert_eq!(decide(&failed(), &other, asked), None);
         assert_eq!(decide(&failed(), &spec, Asked { endpoint: None, ..asked }), None, "it is gone");
         let anew = Asked { endpoint: Some("https://anew.example"), ..asked };
         assert_eq!(decide(&failed(), &spec, anew), None, "it was made anew");
+    }
+
+    #[test]
+    fn subnets_that_are_found_by_their_tags_are_looked_for_again() {
+        let existing =
+            |subnets: Value| json!({ "network": { "existing": { "vpcId": "vpc-1", "subnetIds": subnets } } });
+        let decided =
+            |spec: &Value| decide(&failed(), spec, Asked { release: RELEASE, spec, endpoint: Some(URL), at: ended() });
+        assert!(decided(&existing(json!(["subnet-1", "subnet-2"]))).is_some());
+        assert_eq!(decided(&existing(json!([]))), None);
+        assert_eq!(decided(&json!({ "network": { "existing": { "vpcId": "vpc-1" } } })), None);
+    }
+
+    #[test]
+    fn nobody_had_the_lease_between_the_two() {
+        let resumption = decided(&failed()).unwrap();
+        assert_eq!(resumption.clone().before(4), Some(resumption.clone()));
+        assert_eq!(resumption.before(5), None);
+    }
+
+    #[test]
+    fn what_a_run_would_repair_is_not_gone_on_with() {
+        for name in ErrorName::RESUMED {
+            assert!(!name.remedy().contains("the run "), "{name}: {}", name.remedy());
+        }
     }
 }

@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use crate::ErrorName;
 
-/// A state of the provision machine at which a run may begin: what it knows by then is all in [`Made`].
+/// A state of the provision machine at which a run may begin: the facts that it needs are all in [`Made`]. From
+/// `CheckKarpenter` on every run goes to the end: whether the cluster works is never taken on trust.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum Stage {
     /// Network, roles and queue are there.
@@ -17,16 +18,11 @@ pub enum Stage {
     Furnish,
     /// Add-ons, core nodes, identity and chart are.
     CheckKarpenter,
-    /// Karpenter is ready.
-    ApplyNodePools,
-    /// The node pools are.
-    VerifyCapacity,
 }
 
 impl Stage {
     /// Every stage, in the machine's order.
-    pub const ALL: [Self; 5] =
-        [Self::CreateCluster, Self::Furnish, Self::CheckKarpenter, Self::ApplyNodePools, Self::VerifyCapacity];
+    pub const ALL: [Self; 3] = [Self::CreateCluster, Self::Furnish, Self::CheckKarpenter];
 
     /// The state's name.
     #[must_use]
@@ -35,8 +31,6 @@ impl Stage {
             Self::CreateCluster => "CreateCluster",
             Self::Furnish => "Furnish",
             Self::CheckKarpenter => "CheckKarpenter",
-            Self::ApplyNodePools => "ApplyNodePools",
-            Self::VerifyCapacity => "VerifyCapacity",
         }
     }
 }
@@ -61,7 +55,6 @@ impl ErrorName {
         Self::AwsUnavailable,
         Self::CapacityUnavailable,
         Self::ChartNotFound,
-        Self::IdentityNotBelieved,
         Self::KubernetesRefused,
         Self::PodQuotaExceeded,
         Self::QuotaExceeded,

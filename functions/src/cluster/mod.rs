@@ -314,7 +314,12 @@ impl Cluster {
         namespace: Option<&str>,
     ) -> Result<Api<DynamicObject>, StepError> {
         let unknown = || {
-            StepError::new(ErrorName::KubernetesRefused, format!("The API server has no kind {kind} in {api_version}."))
+            let name = if api_version.starts_with("karpenter.") {
+                ErrorName::CrdNotServed
+            } else {
+                ErrorName::KubernetesRefused
+            };
+            StepError::new(name, format!("The API server has no kind {kind} in {api_version}."))
         };
         let mut known = self.known.lock().await;
         if !known.contains_key(api_version) {

@@ -4,7 +4,7 @@
 //!
 //! | `sk` | holds |
 //! |---|---|
-//! | `SPEC` | the registry: the completed spec, `status` (`Provisioning`, `Ready`, `Deleting`, `Deleted`, `Failed`), the last run |
+//! | `SPEC` | the registry: the completed spec, `status` (`Provisioning`, `Ready`, `Deleting`, `Deleted`, `Failed`), the last run (none once a sweep removed anything) |
 //! | `LEASE` | who may change the cluster: `run`, `execution`, and `fence`, which only grows |
 //! | `RUN#<ulid>` | a run: `execution`, `purpose`, `startedAt`, `release`, `resumes` (the failed run that it goes on with), and once it ended `outcome`, `error`, `cause`, `outputs`, `made` (how far it came), `timeline` |
 //! | `RUN#<ulid>#STEP#<name>` | a step of a run: see [`steps`] |
@@ -133,6 +133,26 @@ impl Table {
             found.extend(specs.filter_map(Registered::of));
         }
         Ok(found)
+    }
+
+    /// No run goes on with the cluster's last one: something was removed since by somebody who takes no lease.
+    ///
+    /// # Errors
+    /// What DynamoDB raises.
+    pub async fn distrust(&self, cluster: &ClusterKey) -> Result<(), StepError> {
+        let removed = self
+            .dynamodb
+            .update_item()
+            .table_name(&self.name)
+            .set_key(Some(key(cluster, "SPEC")))
+            .update_expression("REMOVE run")
+            .condition_expression("attribute_exists(run)")
+            .send()
+            .await;
+        match removed {
+            Err(error) if crate::aws::error::code(&error) == Some("ConditionalCheckFailedException") => Ok(()),
+            other => other.map(|_| ()).during("dynamodb:UpdateItem"),
+        }
     }
 
     /// Forgets a cluster that was never taken away by a run and is gone. Its lease stays, so that fencing numbers go on.

@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use super::{Row, Table, attributes, expiry, key, partition, read, written};
 use crate::{
     aws::error::{During as _, refused},
-    resume::{RELEASE, Resumption},
+    resume::Resumption,
     runtime,
 };
 
@@ -80,6 +80,8 @@ pub struct Opening<'a> {
     pub run: &'a Run,
     /// ARN of the execution that takes the lease.
     pub execution: &'a str,
+    /// The release that opens it.
+    pub release: &'a str,
     /// What for.
     pub purpose: Purpose,
     /// The completed spec.
@@ -174,7 +176,7 @@ impl Table {
     /// # Errors
     /// What DynamoDB raises.
     pub async fn open(&self, cluster: &ClusterKey, opening: Opening<'_>) -> Result<bool, StepError> {
-        let Opening { run, execution, purpose, spec, resumes, at } = opening;
+        let Opening { run, execution, release, purpose, spec, resumes, at } = opening;
         let (now, fence) = (text(&written(at)), AttributeValue::N(run.fence.to_string()));
 
         // The number is one more than the last taking's, or this is the first; a lease that was taken meanwhile has
@@ -201,7 +203,7 @@ impl Table {
             ("purpose".to_owned(), text(purpose.as_str())),
             ("fence".to_owned(), fence.clone()),
             ("startedAt".to_owned(), now.clone()),
-            ("release".to_owned(), text(RELEASE)),
+            ("release".to_owned(), text(release)),
             ("expires".to_owned(), expiry(at)),
         ]);
         if let Some(resumes) = resumes {
@@ -406,4 +408,43 @@ fn text(text: &str) -> AttributeValue {
 
 fn incomplete(error: impl std::fmt::Display) -> StepError {
     StepError::new(ErrorName::Internal, format!("A write to the state table is incomplete: {error}."))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::state::attributes::attribute;
+
+    /// A row of DynamoDB from its JSON.
+    fn row(json: &Value) -> RunRow {
+        let row: Row = json.as_object().unwrap().iter().map(|(name, value)| (name.clone(), attribute(value))).collect();
+        RunRow::of(&row).unwrap()
+    }
+
+    #[test]
+    fn how_far_a_run_came_is_read_as_it_was_written() {
+        let made: Made = serde_json::from_value(json!({
+            "next": "CheckKarpenter", "replacedIdentity": null, "addons": [], "karpenter": { "applied": 20, "pruned": 0 },
+        }))
+        .unwrap();
+        let resumes = Resumption { run: "01A".to_owned(), fence: 2, made: made.clone() };
+        let read = row(&json!({
+            "sk": "RUN#01B", "fence": 3, "execution": "arn", "outcome": "Failed", "endedAt": "2026-11-30T09:00:00.000Z",
+            "made": made, "resumes": resumes,
+        }));
+        assert_eq!((read.made, read.resumes), (Some(made), Some(resumes)));
+        assert_eq!(read.ended_at.unwrap().unix_timestamp(), 1_796_029_200);
+    }
+
+    #[test]
+    fn a_row_of_another_release_is_read_as_far_as_it_goes() {
+        let bare = json!({ "sk": "RUN#01B", "fence": 3, "execution": "arn", "made": null });
+        assert_eq!(row(&bare).made, None);
+        let mut newer = bare;
+        newer["made"] = json!({ "next": "SomeStageOfLater" });
+        assert_eq!(row(&newer).made, None);
+    }
 }

@@ -70,6 +70,7 @@ impl Step for ApplyNodePools {
     const ERRORS: &'static [ErrorName] = &[
         ErrorName::ClusterUnreachable,
         ErrorName::KubernetesRefused,
+        ErrorName::CrdNotServed,
         ErrorName::NodePoolNotReady,
         ErrorName::ControllerDenied,
     ];

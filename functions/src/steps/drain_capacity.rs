@@ -42,8 +42,12 @@ pub struct Output {}
 
 impl Step for DrainCapacity {
     const NAME: &'static str = "drain-capacity";
-    const ERRORS: &'static [ErrorName] =
-        &[ErrorName::ClusterUnreachable, ErrorName::KubernetesRefused, ErrorName::DeletionBlocked];
+    const ERRORS: &'static [ErrorName] = &[
+        ErrorName::ClusterUnreachable,
+        ErrorName::KubernetesRefused,
+        ErrorName::CrdNotServed,
+        ErrorName::DeletionBlocked,
+    ];
     type Input = Input;
     type Output = Progress<Output>;
 }

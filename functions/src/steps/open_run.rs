@@ -148,7 +148,7 @@ async fn resumable(
         return Ok(None);
     };
     let before = cx.state.run(cluster, failed).await?;
-    let asked = resume::Asked { spec, endpoint, at: OffsetDateTime::now_utc() };
+    let asked = resume::Asked { release: &cx.settings.release, spec, endpoint, at: OffsetDateTime::now_utc() };
     Ok(before.and_then(|before| resume::decide(&before, registered, asked)))
 }
 
@@ -220,10 +220,11 @@ pub(crate) async fn open(cx: &Context, cluster: &ClusterKey, wanted: Wanted<'_>)
             }
             Decision::Take { fence } => {
                 let run = Run { id: Ulid::generate().to_string(), fence };
-                let resumes = resumes.as_ref().filter(|before| before.fence + 1 == fence);
-                let opening = Opening { run: &run, execution, purpose, spec, resumes, at: OffsetDateTime::now_utc() };
+                let resumes = resumes.clone().and_then(|failed| failed.before(fence));
+                let (release, at) = (cx.settings.release.as_str(), OffsetDateTime::now_utc());
+                let opening = Opening { run: &run, execution, release, purpose, spec, resumes: resumes.as_ref(), at };
                 if cx.state.open(cluster, opening).await? {
-                    return Ok(Opened { run, resumes: resumes.cloned() });
+                    return Ok(Opened { run, resumes });
                 }
             }
             Decision::Ask { execution } => return Err(held(cluster, &format!("{execution} holds it."))),

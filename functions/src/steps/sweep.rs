@@ -1,7 +1,7 @@
 //! sweep: removes what an audit found, one kind of thing a call, in the order of dependencies; by default only says what
 //! would go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -213,6 +213,10 @@ pub async fn run(cx: &Context, input: Input) -> Result<Progress<Output>, StepErr
 
 /// Removes the first kinds of a plan: up to the one of which anything went, so that what it held is free at the next look.
 async fn sweep(cx: &Context, scope: &Scope, plan: &[Finding]) -> Result<Progress<Output>, StepError> {
+    // What a failed run found in order is so no longer.
+    for cluster in plan.iter().filter_map(|finding| cluster_of(scope, finding)).collect::<HashSet<_>>() {
+        cx.state.distrust(&cluster).await?;
+    }
     let mut kinds: BTreeMap<Kind, Vec<&Finding>> = BTreeMap::new();
     for finding in plan {
         kinds.entry(finding.kind).or_default().push(finding);
@@ -252,15 +256,20 @@ async fn sweep(cx: &Context, scope: &Scope, plan: &[Finding]) -> Result<Progress
     Ok(Progress::wait(30, format!("nothing can go yet. {}", blocked.join(" "))))
 }
 
+/// Whose a finding is.
+fn cluster_of(scope: &Scope, finding: &Finding) -> Option<ClusterKey> {
+    match (scope, &finding.cluster) {
+        (Scope::Cluster(cluster, _), _) => Some(cluster.clone()),
+        (Scope::Account { account, region, .. }, Some(name)) => {
+            Some(ClusterKey { account: account.clone(), region: region.clone(), name: name.clone() })
+        }
+        (Scope::Account { .. }, None) => None,
+    }
+}
+
 /// Refuses to touch a cluster that a run is at work on: the last look before the act.
 async fn free(cx: &Context, scope: &Scope, finding: &Finding) -> Result<(), StepError> {
-    let key = match (scope, &finding.cluster) {
-        (Scope::Cluster(cluster, _), _) => cluster.clone(),
-        (Scope::Account { account, region, .. }, Some(name)) => {
-            ClusterKey { account: account.clone(), region: region.clone(), name: name.clone() }
-        }
-        (Scope::Account { .. }, None) => return Ok(()),
-    };
+    let Some(key) = cluster_of(scope, finding) else { return Ok(()) };
     match cx.state.lease(&key).await?.and_then(|lease| lease.holder) {
         None => Ok(()),
         Some(holder) => {

@@ -101,6 +101,7 @@ impl Step for VerifyCapacity {
     const ERRORS: &'static [ErrorName] = &[
         ErrorName::ClusterUnreachable,
         ErrorName::KubernetesRefused,
+        ErrorName::CrdNotServed,
         ErrorName::CapacityNotVerified,
         ErrorName::CapacityUnavailable,
         ErrorName::ControllerDenied,

@@ -84,7 +84,7 @@ async fn swept_by_a_pattern_that_fits_one(
     neighbours: &BTreeSet<String>,
 ) {
     for name in ["demo-2", "demo_2", "demo_3"] {
-        register(deployed, name).await;
+        deployed.register(name).await.unwrap();
     }
     let dry = json!({"namePattern": "demo_2", "all": true});
     let dry = deployed.run_machine("slipway-sweep", &dry).await.unwrap();
@@ -139,16 +139,6 @@ async fn swept_once_nothing_holds_its_network(deployed: &Deployed, sweep: &Value
     .await;
     ec2.delete_network_interface().network_interface_id(held.network_interface_id.unwrap()).send().await.unwrap();
     deployed.end(&execution).await.unwrap()
-}
-
-/// A row of the registry, as a run that failed leaves it.
-async fn register(deployed: &Deployed, name: &str) {
-    use aws_sdk_dynamodb::types::AttributeValue::S;
-    let table = aws_sdk_dynamodb::Client::new(&deployed.config);
-    let key = S(format!("CLUSTER#{ACCOUNT}#{REGION}#{name}"));
-    let row = table.put_item().table_name("slipway").item("pk", key).item("sk", S("SPEC".to_owned()));
-    let row = row.item("status", S("Failed".to_owned())).item("changedAt", S("2026-11-22T09:00:00.000Z".to_owned()));
-    row.send().await.unwrap();
 }
 
 fn aws(deployed: &Deployed) -> Aws {

@@ -195,12 +195,19 @@ async fn an_audit_lists_what_a_cluster_left_and_a_sweep_removes_it() {
     assert_eq!(kinds, order);
     assert_eq!(cloud.mutations(before).len(), 0, "a dry run changes nothing");
 
-    let sweep = json!({"dryRun": false, "account": ACCOUNT, "namePattern": "demo", "arns": named});
+    for name in ["demo", "demo-2"] {
+        cloud.register(name).await.unwrap();
+    }
+    let sweep = json!({"name": "demo", "dryRun": false, "account": ACCOUNT, "namePattern": "demo", "arns": named});
     let ended = cloud.run_machine("slipway-sweep", &sweep).await.unwrap();
     assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
     assert_eq!(ended.output["plan"], json!([]));
     assert_eq!(audit(&cloud, "demo").await, BTreeSet::new());
     assert_eq!(audit(&cloud, "demo-2").await, neighbour.all());
+    for (name, trusted) in [("demo", false), ("demo-2", true)] {
+        let row = cloud.rows(name).await.unwrap().remove(0).1;
+        assert_eq!(row.get("run").is_some(), trusted, "no run goes on over what a sweep took away: {row}");
+    }
 
     privileges::compare(&cloud, "sweep", &["teardown", "leftovers"]).unwrap();
     cloud.cloud.stop().await;
