@@ -123,7 +123,7 @@ fn a_step_says_what_it_does_while_it_does_it() {
 fn a_run_that_goes_on_with_a_failed_one_says_where() {
     let opened = json!({
         "run": { "id": "01B", "fence": 2 }, "cluster": { "name": "demo" }, "spec": {},
-        "resumes": "01A", "made": { "next": "VerifyCapacity" },
+        "resumes": "01A", "made": { "next": "CheckKarpenter" },
     });
     let progress = Progress::of(&history(vec![
         (0, What::Started { input: json!({ "name": "demo" }) }),
@@ -131,15 +131,15 @@ fn a_run_that_goes_on_with_a_failed_one_says_where() {
         (0, What::Scheduled),
         (1_000, answered(opened)),
         (1_000, exited("OpenRun")),
-        (1_000, entered("VerifyCapacity", "Task")),
+        (1_000, entered("CheckKarpenter", "Task")),
         (1_000, What::Scheduled),
     ]));
     let lines = table(&progress, 2_000, false);
-    assert!(lines[1].ends_with("goes on at verify-capacity, where run 01A failed"), "{}", lines[1]);
+    assert!(lines[1].ends_with("goes on at check-karpenter, where run 01A failed"), "{}", lines[1]);
     let mut text = Vec::new();
     Lines::new(&mut text).show(&progress, 2_000).unwrap();
     let text = String::from_utf8(text).unwrap();
-    assert!(text.contains("done: goes on at verify-capacity, where run 01A failed\n"), "{text}");
+    assert!(text.contains("done: goes on at check-karpenter, where run 01A failed\n"), "{text}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use slipway_statemachine::{ErrorName, Made};
+use slipway_statemachine::{ClusterSpec, ErrorName, Made, spec::NetworkSpec};
 use time::{Duration, OffsetDateTime};
 
 use crate::state::runs::{Outcome, Purpose, RunRow};
@@ -36,7 +36,7 @@ pub struct Asked<'a> {
     /// The release that opens it.
     pub release: &'a str,
     /// The completed spec.
-    pub spec: &'a Value,
+    pub spec: &'a ClusterSpec,
     /// The API server's URL of the cluster that is there.
     pub endpoint: Option<&'a str>,
     /// Now.
@@ -51,12 +51,10 @@ pub fn decide(before: &RunRow, registered: &Value, asked: Asked<'_>) -> Option<R
     // Once: a run that went on and failed, too, may have failed of what it did not look at.
     let first = before.resumes.is_none();
     let fresh = before.ended_at.is_some_and(|ended| asked.at - ended < WITHIN);
-    let alike = registered == asked.spec && before.release.as_deref() == Some(asked.release);
+    let registered: Option<ClusterSpec> = serde_json::from_value(registered.clone()).ok();
+    let alike = registered.as_ref() == Some(asked.spec) && before.release.as_deref() == Some(asked.release);
     // Subnets that are found by their tags are other ones once somebody has tagged more, which may be the remedy.
-    let by_tag = asked
-        .spec
-        .pointer("/network/existing")
-        .is_some_and(|network| network.get("subnetIds").and_then(Value::as_array).is_none_or(Vec::is_empty));
+    let by_tag = matches!(&asked.spec.network, NetworkSpec::Existing(given) if given.subnet_ids.is_empty());
     let made = before.made.clone().filter(|made| made.next.is_some())?;
     let same_cluster = match made.facts.get("eks") {
         Some(eks) => eks.pointer("/endpoint/url").and_then(Value::as_str) == asked.endpoint,
@@ -104,10 +102,19 @@ mod tests {
         }
     }
 
+    /// A completed spec, and as the registry has it.
+    fn spec(more: &Value) -> (ClusterSpec, Value) {
+        let mut spec = json!({ "name": "demo", "version": "1.36" });
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let spec = ClusterSpec::parse(&spec).unwrap();
+        let registered = serde_json::to_value(&spec).unwrap();
+        (spec, registered)
+    }
+
     fn decided(before: &RunRow) -> Option<Resumption> {
-        let spec = json!({ "name": "demo" });
+        let (spec, registered) = spec(&json!({}));
         let asked = Asked { release: RELEASE, spec: &spec, endpoint: Some(URL), at: ended() + Duration::minutes(10) };
-        decide(before, &spec, asked)
+        decide(before, &registered, asked)
     }
 
     #[test]
@@ -144,24 +151,27 @@ mod tests {
 
     #[test]
     fn another_spec_or_another_cluster_is_looked_at() {
-        let (spec, other) = (json!({ "name": "demo" }), json!({ "name": "demo", "core": {"size": 3} }));
+        let ((spec, registered), (_, other)) = (spec(&json!({})), spec(&json!({ "core": {"size": 3} })));
         let asked = Asked { release: RELEASE, spec: &spec, endpoint: Some(URL), at: ended() };
-        assert!(decide(&failed(), &spec, asked).is_some());
+        assert!(decide(&failed(), &registered, asked).is_some());
         assert_eq!(decide(&failed(), &other, asked), None);
-        assert_eq!(decide(&failed(), &spec, Asked { endpoint: None, ..asked }), None, "it is gone");
+        assert_eq!(decide(&failed(), &registered, Asked { endpoint: None, ..asked }), None, "it is gone");
         let anew = Asked { endpoint: Some("https://anew.example"), ..asked };
-        assert_eq!(decide(&failed(), &spec, anew), None, "it was made anew");
+        assert_eq!(decide(&failed(), &registered, anew), None, "it was made anew");
     }
 
     #[test]
     fn subnets_that_are_found_by_their_tags_are_looked_for_again() {
-        let existing =
-            |subnets: Value| json!({ "network": { "existing": { "vpcId": "vpc-1", "subnetIds": subnets } } });
-        let decided =
-            |spec: &Value| decide(&failed(), spec, Asked { release: RELEASE, spec, endpoint: Some(URL), at: ended() });
-        assert!(decided(&existing(json!(["subnet-1", "subnet-2"]))).is_some());
-        assert_eq!(decided(&existing(json!([]))), None);
-        assert_eq!(decided(&json!({ "network": { "existing": { "vpcId": "vpc-1" } } })), None);
+        let decided = |network: Value| {
+            let (spec, registered) = spec(&json!({ "network": { "existing": network } }));
+            let asked = Asked { release: RELEASE, spec: &spec, endpoint: Some(URL), at: ended() };
+            decide(&failed(), &registered, asked)
+        };
+        let vpc = "vpc-0123456789abcdef0";
+        let subnets = ["subnet-0123456789abcdef0", "subnet-0123456789abcdef1"];
+        assert!(decided(json!({ "vpcId": vpc, "subnetIds": subnets })).is_some());
+        assert_eq!(decided(json!({ "vpcId": vpc, "subnetIds": [] })), None);
+        assert_eq!(decided(json!({ "vpcId": vpc })), None);
     }
 
     #[test]

@@ -21,9 +21,6 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// Every stage, in the machine's order.
-    pub const ALL: [Self; 3] = [Self::CreateCluster, Self::Furnish, Self::CheckKarpenter];
-
     /// The state's name.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

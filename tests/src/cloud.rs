@@ -346,18 +346,18 @@ impl Deployed {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    /// Writes a cluster's row of the registry, as a run that failed leaves it.
+    /// Writes a cluster's row of the registry, as a run leaves it that failed, or is at work: its `status`.
     ///
     /// # Errors
     /// What DynamoDB refused.
-    pub async fn register(&self, cluster: &str) -> anyhow::Result<()> {
+    pub async fn register(&self, cluster: &str, status: &str) -> anyhow::Result<()> {
         use aws_sdk_dynamodb::types::AttributeValue::S;
         let table = aws_sdk_dynamodb::Client::new(&self.config);
         let mut row = table.put_item().table_name("slipway");
         for (name, value) in [
             ("pk", format!("CLUSTER#{ACCOUNT}#{REGION}#{cluster}").as_str()),
             ("sk", "SPEC"),
-            ("status", "Failed"),
+            ("status", status),
             ("changedAt", "2026-11-22T09:00:00.000Z"),
             ("run", "01KAPQ3J5Z8Q6T4W2R0N9M7K5H"),
         ] {

@@ -18,12 +18,17 @@ pub mod steps;
 
 use std::collections::HashMap;
 
-use aws_sdk_dynamodb::{Client, types::AttributeValue};
+use aws_sdk_dynamodb::{
+    Client,
+    config::http::HttpResponse,
+    error::{ProvideErrorMetadata, SdkError},
+    types::AttributeValue,
+};
 use serde_json::Value;
 use slipway_statemachine::{ClusterKey, Run, StepError};
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339, macros::format_description};
 
-use crate::aws::error::During as _;
+use crate::aws::error::{During as _, code};
 use lease::Lease;
 
 /// A row as DynamoDB has it.
@@ -135,7 +140,8 @@ impl Table {
         Ok(found)
     }
 
-    /// No run goes on with the cluster's last one: something was removed since by somebody who takes no lease.
+    /// No run goes on with the cluster's last one if that failed: something was removed since by somebody who takes no
+    /// lease. A run that is at work keeps its row, or it could not close.
     ///
     /// # Errors
     /// What DynamoDB raises.
@@ -146,13 +152,12 @@ impl Table {
             .table_name(&self.name)
             .set_key(Some(key(cluster, "SPEC")))
             .update_expression("REMOVE run")
-            .condition_expression("attribute_exists(run)")
+            .condition_expression("#status = :failed")
+            .expression_attribute_names("#status", "status")
+            .expression_attribute_values(":failed", AttributeValue::S("Failed".to_owned()))
             .send()
             .await;
-        match removed {
-            Err(error) if crate::aws::error::code(&error) == Some("ConditionalCheckFailedException") => Ok(()),
-            other => other.map(|_| ()).during("dynamodb:UpdateItem"),
-        }
+        if_so(removed, "dynamodb:UpdateItem").map(|_| ())
     }
 
     /// Forgets a cluster that was never taken away by a run and is gone. Its lease stays, so that fencing numbers go on.
@@ -170,10 +175,7 @@ impl Table {
             .expression_attribute_values(":then", AttributeValue::S(as_of.to_owned()))
             .send()
             .await;
-        match deleted {
-            Err(error) if crate::aws::error::code(&error) == Some("ConditionalCheckFailedException") => Ok(false),
-            other => other.map(|_| true).during("dynamodb:DeleteItem"),
-        }
+        if_so(deleted, "dynamodb:DeleteItem")
     }
 
     /// One row, strongly consistent.
@@ -205,6 +207,17 @@ impl Table {
             .collect::<Result<Vec<_>, _>>()
             .await
             .during("dynamodb:Query")
+    }
+}
+
+/// Whether a write was made; false: its condition does not hold.
+fn if_so<T, E>(written: Result<T, SdkError<E, HttpResponse>>, action: &str) -> Result<bool, StepError>
+where
+    E: ProvideErrorMetadata,
+{
+    match written {
+        Err(error) if code(&error) == Some("ConditionalCheckFailedException") => Ok(false),
+        other => other.map(|_| true).during(action),
     }
 }
 

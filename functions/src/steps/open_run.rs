@@ -126,7 +126,7 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
     }
     let wanted = runtime::answer(&spec)?;
     let endpoint = found.as_ref().and_then(|found| found.endpoint.as_deref());
-    let resumes = resumable(cx, &cluster, &wanted, registered.as_ref(), endpoint).await?;
+    let resumes = resumable(cx, &cluster, &spec, registered.as_ref(), endpoint).await?;
     let (execution, purpose) = (&input.execution.arn, Purpose::Provision);
     let opened = open(cx, &cluster, Wanted { execution, purpose, spec: &wanted, resumes }).await?;
     let (resumes, made) = opened.resumes.map(|before| (before.run, before.made)).unzip();
@@ -140,7 +140,7 @@ pub async fn run(cx: &Context, input: Input) -> Result<Output, StepError> {
 async fn resumable(
     cx: &Context,
     cluster: &ClusterKey,
-    spec: &Value,
+    spec: &ClusterSpec,
     registered: Option<&Registration>,
     endpoint: Option<&str>,
 ) -> Result<Option<Resumption>, StepError> {

@@ -84,7 +84,7 @@ async fn swept_by_a_pattern_that_fits_one(
     neighbours: &BTreeSet<String>,
 ) {
     for name in ["demo-2", "demo_2", "demo_3"] {
-        deployed.register(name).await.unwrap();
+        deployed.register(name, "Failed").await.unwrap();
     }
     let dry = json!({"namePattern": "demo_2", "all": true});
     let dry = deployed.run_machine("slipway-sweep", &dry).await.unwrap();

@@ -196,7 +196,7 @@ async fn an_audit_lists_what_a_cluster_left_and_a_sweep_removes_it() {
     assert_eq!(cloud.mutations(before).len(), 0, "a dry run changes nothing");
 
     for name in ["demo", "demo-2"] {
-        cloud.register(name).await.unwrap();
+        cloud.register(name, "Failed").await.unwrap();
     }
     let sweep = json!({"name": "demo", "dryRun": false, "account": ACCOUNT, "namePattern": "demo", "arns": named});
     let ended = cloud.run_machine("slipway-sweep", &sweep).await.unwrap();
@@ -208,6 +208,15 @@ async fn an_audit_lists_what_a_cluster_left_and_a_sweep_removes_it() {
         let row = cloud.rows(name).await.unwrap().remove(0).1;
         assert_eq!(row.get("run").is_some(), trusted, "no run goes on over what a sweep took away: {row}");
     }
+
+    // A run that has just begun must still be able to close.
+    cloud.register("demo-2", "Provisioning").await.unwrap();
+    let named: Vec<String> = neighbour.others.iter().cloned().collect();
+    let sweep = json!({"name": "demo-2", "dryRun": false, "account": ACCOUNT, "namePattern": "demo-2", "arns": named});
+    let ended = cloud.run_machine("slipway-sweep", &sweep).await.unwrap();
+    assert_eq!(ended.status, "SUCCEEDED", "{}: {}", ended.error, ended.cause);
+    let row = cloud.rows("demo-2").await.unwrap().remove(0).1;
+    assert!(row.get("run").is_some(), "{row}");
 
     privileges::compare(&cloud, "sweep", &["teardown", "leftovers"]).unwrap();
     cloud.cloud.stop().await;
